@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check venv
+
+demo: $(INSTALLED)  ## pre-train and fine-tune a small network three ways (about a minute)
+	$(BIN)/python -m fts_examples.digits
+
+test: $(INSTALLED)  ## all tests, two at a time
+	$(BIN)/python -m pytest -n 2
+
+check: $(INSTALLED)  ## lint, format, types, import directions
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+venv: $(INSTALLED)
+
+# torch comes first and by exact version, so that no other package's requirement can pick another build of it.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,examples]'
+	touch $@

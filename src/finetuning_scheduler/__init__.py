@@ -1,0 +1,55 @@
+"""Fine-tune a pre-trained model in phases: a schedule says which parameters are thawed when.
+
+The names below are imported when they are first used, so that ``import finetuning_scheduler.core`` loads no Lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .callbacks.checkpoint import FTSCheckpoint
+    from .callbacks.early_stopping import FTSEarlyStopping
+    from .core.runner import PhaseRunner
+    from .core.schedule import Phase, Schedule
+    from .errors import ScheduleError
+    from .fts import FinetuningScheduler
+    from .fts_supporters import ScheduleImplMixin
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "FTSCheckpoint": "callbacks.checkpoint",
+    "FTSEarlyStopping": "callbacks.early_stopping",
+    "FinetuningScheduler": "fts",
+    "Phase": "core.schedule",
+    "PhaseRunner": "core.runner",
+    "Schedule": "core.schedule",
+    "ScheduleError": "errors",
+    "ScheduleImplMixin": "fts_supporters",
+}
+
+__all__ = [
+    "FTSCheckpoint",
+    "FTSEarlyStopping",
+    "FinetuningScheduler",
+    "Phase",
+    "PhaseRunner",
+    "Schedule",
+    "ScheduleError",
+    "ScheduleImplMixin",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,153 @@
+"""The one place that imports PyTorch Lightning, from either of its packages, and that touches its private names.
+
+``lightning`` and the stand-alone ``pytorch_lightning`` carry the same code under two names, but their classes are not
+interchangeable. The package that the program has already imported is used, else ``lightning``, else
+``pytorch_lightning``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+    from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+    from lightning.pytorch.trainer.states import TrainerFn
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+else:
+
+    def _package() -> str:
+        names = ("lightning.pytorch", "pytorch_lightning")
+        for name in names:
+            if name in sys.modules:
+                return name
+        return names[0] if importlib.util.find_spec("lightning") else names[1]
+
+    _name = _package()
+    pl = importlib.import_module(_name)
+    EarlyStoppingReason = importlib.import_module(f"{_name}.callbacks.early_stopping").EarlyStoppingReason
+    SingleDeviceStrategy = importlib.import_module(f"{_name}.strategies").SingleDeviceStrategy
+    Strategy = importlib.import_module(f"{_name}.strategies").Strategy
+    TrainerFn = importlib.import_module(f"{_name}.trainer.states").TrainerFn
+    MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
+
+Callback = pl.Callback
+LightningModule = pl.LightningModule
+Trainer = pl.Trainer
+EarlyStopping = pl.callbacks.EarlyStopping
+ModelCheckpoint = pl.callbacks.ModelCheckpoint
+
+__all__ = [
+    "AttachableCallback",
+    "Callback",
+    "EarlyStopping",
+    "EarlyStoppingReason",
+    "InspectableEarlyStopping",
+    "LightningModule",
+    "MisconfigurationException",
+    "ModelCheckpoint",
+    "NotifyingModelCheckpoint",
+    "SingleDeviceStrategy",
+    "Strategy",
+    "Trainer",
+    "TrainerFn",
+    "load_model_and_precision",
+    "pl",
+    "plateau_schedulers",
+    "will_skip_plateau_step",
+]
+
+
+class AttachableCallback(Callback):
+    """A callback that learns of its trainer before any callback's ``setup`` hook has run.
+
+    Lightning calls ``setup`` in list order, and ``EarlyStopping.setup`` replaces the ``None`` of
+    ``check_on_train_epoch_end``. Whoever wants to see the user's own arguments has to look before that; the only
+    earlier moment is when the trainer hands each callback the module's ``log`` function.
+    """
+
+    def on_attach(self, trainer: Trainer) -> None:
+        """Called with the trainer that is about to fit, validate, test or predict."""
+
+    @property
+    def log(self) -> Any:
+        """The module's ``log`` function."""
+        return self.__dict__["log"]
+
+    @log.setter
+    def log(self, function: Any) -> None:
+        self.__dict__["log"] = function
+        self.on_attach(function.__self__.trainer)
+
+
+class InspectableEarlyStopping(EarlyStopping):
+    """``EarlyStopping`` whose verdict and moment of checking a subclass can see and change."""
+
+    @property
+    def check_on_train_epoch_end(self) -> bool | None:
+        """When the check runs: at the end of the training epoch, of validation, or (``None``) not yet decided."""
+        return self._check_on_train_epoch_end
+
+    @check_on_train_epoch_end.setter
+    def check_on_train_epoch_end(self, value: bool) -> None:
+        self._check_on_train_epoch_end = value
+
+    def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
+        """Tell whether the session should stop for this value of the monitored quantity, and why."""
+        return super()._evaluate_stopping_criteria(current)
+
+    def _validate_condition_metric(self, logs: dict[str, torch.Tensor]) -> bool:
+        try:
+            return super()._validate_condition_metric(logs)
+        except RuntimeError as error:  # it lists the metrics that were logged
+            raise MisconfigurationException(str(error)) from error
+
+    def _evaluate_stopping_criteria(self, current: torch.Tensor) -> tuple[bool, str | None]:
+        return self.judge(current)
+
+
+class NotifyingModelCheckpoint(ModelCheckpoint):
+    """``ModelCheckpoint`` that tells a subclass of each file it is about to write."""
+
+    def before_save(self, filepath: str) -> None:
+        """Called with the path of a checkpoint about to be written, when the best path is already up to date."""
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        self.before_save(filepath)
+        super()._save_checkpoint(trainer, filepath)
+
+
+def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    """Load a checkpoint's weights, precision state and datamodule state, and nothing else.
+
+    The connector's methods run the module's and the precision plugin's own hooks, as at the start of a fit.
+    """
+    connector = trainer._checkpoint_connector
+    previous = connector._loaded_checkpoint
+    connector._loaded_checkpoint = dict(checkpoint)
+    try:
+        connector.restore_datamodule()
+        connector.restore_model()
+        connector.restore_precision_plugin_state()
+    finally:
+        connector._loaded_checkpoint = previous
+
+
+def plateau_schedulers(trainer: Trainer) -> list[Any]:
+    """List the configurations of schedulers that step on a metric after each epoch."""
+    return [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau and c.interval == "epoch"]
+
+
+def will_skip_plateau_step(trainer: Trainer) -> bool:
+    """Whether Lightning is about to end an epoch without stepping schedulers that wait for a metric.
+
+    It does so in the epoch in which a run was resumed, since it does not save metrics.
+    """
+    return bool(trainer.fit_loop.restarting)

@@ -1,0 +1,1 @@
+"""Multi-phase forms of PyTorch Lightning's ``EarlyStopping`` and ``ModelCheckpoint``, and what surrounds them."""

@@ -1,0 +1,125 @@
+"""Default schedules of a model."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Literal, get_args
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from finetuning_scheduler.core.schedule import Phase, Schedule
+from finetuning_scheduler.errors import Problem, ScheduleError
+
+Heuristic = Literal["pairs", "blocks"]
+
+# kinds of blocks that hold less than this share of what all repeated blocks hold are not worth phases of their own,
+# such as the two linear layers of a head
+MIN_KIND_SHARE = 0.1
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+_Kind = tuple[type[nn.Module], tuple[str, ...]]
+
+
+def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
+    """Make the default schedule of a model; raises `ScheduleError` if it has nothing to thaw.
+
+    Both heuristics walk the parameters from the last to the first, tied ones once under their registered name, and
+    leave out those whose dtype has no gradient.
+
+    - `pairs`: two parameters to a phase; an odd one left makes a phase of its own.
+    - `blocks`: one phase for each repeated block, last block first; what comes after the blocks (the head), between
+      them, and before them (the embeddings) makes phases of its own. Blocks are modules of one kind in the same
+      `Sequential`, `ModuleList`, or module with numbered children. Only the outermost count, of kinds that hold a
+      good share of the repeated parameters; several towers each keep their blocks. A model with no repeated block
+      gets the schedule of `pairs`.
+    """
+    names = [
+        name for name, parameter in model.named_parameters() if parameter.is_floating_point() or parameter.is_complex()
+    ]
+    if not names:
+        raise ScheduleError(
+            Problem(
+                "expected a model with floating point or complex parameters, got one without",
+                "give the model its layers before the schedule is made",
+            )
+        )
+    if str(heuristic) not in get_args(Heuristic):
+        raise ScheduleError(Problem(f"expected the heuristic 'pairs' or 'blocks', got {heuristic!r}"))
+    names.reverse()
+    groups = _in_blocks(names, model) if heuristic == "blocks" else []
+    return Schedule(phases=tuple(Phase(params=tuple(group)) for group in groups or _in_pairs(names)))
+
+
+def phase_comments(schedule: Schedule, model: nn.Module) -> list[str]:
+    """One line for each phase of a schedule in full names: how much it thaws, and its share of the model."""
+    sizes = {name: _size(parameter) for name, parameter in model.named_parameters()}
+    total = sum(sizes.values())
+    comments = []
+    for phase in schedule.phases:
+        size = sum(sizes[name] for name in phase.params)
+        tensors = "1 tensor" if len(phase.params) == 1 else f"{len(phase.params):,} tensors"
+        comments.append(f"{tensors}, {size:,} parameters ({_percent(size, total)} of the model)")
+    return comments
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """The number of values; 0 for a lazy parameter, which has none before the first forward pass."""
+    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
+
+
+def _percent(part: int, total: int) -> str:
+    share = 100 * part / total if total else 0.0
+    return "< 0.01 %" if 0 < share < 0.01 else f"{share:.2f} %"
+
+
+def _in_pairs(names: list[str]) -> list[list[str]]:
+    return [names[start : start + 2] for start in range(0, len(names), 2)]
+
+
+def _in_blocks(names: list[str], model: nn.Module) -> list[list[str]]:
+    """Cut the walk over the names wherever it enters or leaves a block; no cut at all if there are no blocks."""
+    blocks = _main_blocks(model)
+    if not blocks:
+        return []
+    return [list(group) for _, group in groupby(names, key=lambda name: _enclosing(name, blocks))]
+
+
+def _enclosing(name: str, blocks: set[str]) -> str | None:
+    """The block a parameter is in."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return next((prefix for prefix in prefixes if prefix in blocks), None)
+
+
+def _main_blocks(model: nn.Module) -> set[str]:
+    """The paths of the repeated blocks, without the kinds that hold few parameters."""
+    blocks: dict[_Kind, list[str]] = defaultdict(list)
+    sizes: Counter[_Kind] = Counter()
+    for path, module, kind in _repeated(model, ""):
+        blocks[kind].append(path)
+        sizes[kind] += sum(map(_size, module.parameters()))
+    least = MIN_KIND_SHARE * sum(sizes.values())
+    return {path for kind, paths in blocks.items() if sizes[kind] >= least for path in paths}
+
+
+def _repeated(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module, _Kind]]:
+    """The outermost repeated blocks below a module: path, module and kind."""
+    children = {name: child for name, child in module.named_children() if next(child.parameters(), None) is not None}
+    numbered = {
+        name: _kind(child) for name, child in children.items() if isinstance(module, _CONTAINERS) or name.isdigit()
+    }
+    counts = Counter(numbered.values())
+    for name, child in children.items():
+        child_path = f"{path}.{name}" if path else name
+        if name in numbered and counts[numbered[name]] > 1:
+            yield child_path, child, numbered[name]
+        else:
+            yield from _repeated(child, child_path)
+
+
+def _kind(module: nn.Module) -> _Kind:
+    """Modules of one class are of one kind; plain containers also need the same parameters inside."""
+    kind = type(module)
+    return kind, tuple(name for name, _ in module.named_parameters()) if kind in _CONTAINERS else ()

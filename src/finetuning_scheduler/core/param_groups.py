@@ -1,0 +1,233 @@
+"""Parameter groups by parameter name, and the lists that LR schedulers keep one entry a group in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
+    MultiStepLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
+
+from ..errors import CheckpointError, Problem
+
+NamedParameters = Mapping[str, nn.Parameter]
+ParameterGroup = dict[str, Any]
+
+# Schedulers, and subclasses of them, whose per-group lists are known to be extended rightly.
+SUPPORTED_LR_SCHEDULERS = (
+    StepLR,
+    MultiStepLR,
+    CosineAnnealingWarmRestarts,
+    ReduceLROnPlateau,
+    LambdaLR,
+    ConstantLR,
+    LinearLR,
+    ExponentialLR,
+    CosineAnnealingLR,
+    MultiplicativeLR,
+)
+
+# Every list in which a scheduler keeps one entry for each parameter group.
+_PER_GROUP_LISTS = ("base_lrs", "_last_lr", "min_lrs", "lr_lambdas")
+
+
+def group_names(optimizer: Optimizer, parameters: NamedParameters) -> list[list[str]]:
+    """List the names of each group's parameters, in the optimizer's order.
+
+    Args:
+        optimizer: An optimizer over some of ``parameters``.
+        parameters: The model's parameters by name.
+    """
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    return [[name_of.get(id(p), "?") for p in group["params"]] for group in optimizer.param_groups]
+
+
+def learning_rates(optimizer: Optimizer) -> list[float]:
+    """Return each group's present learning rate."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def add_group(
+    optimizer: Optimizer,
+    lr_schedulers: Iterable[LRScheduler],
+    named: Sequence[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    overrides: Mapping[str, Any] | None = None,
+    apply_lambdas: bool = False,
+) -> None:
+    """Add one group that starts at ``lr`` and extend the schedulers by it.
+
+    Args:
+        optimizer: The optimizer to extend; options not given are its defaults.
+        lr_schedulers: The schedulers that act on ``optimizer``. The new group starts at ``lr``; they act on it from
+            their next step on.
+        named: The group's parameters with their names; nothing is added if it is empty.
+        lr: The group's ``lr`` and ``initial_lr``.
+        overrides: Other options of the group, such as ``weight_decay``.
+        apply_lambdas: Let the group take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value.
+    """
+    if not named:
+        return
+    reference = optimizer.param_groups[0] if optimizer.param_groups else {}
+    with_names = "param_names" in reference
+    optimizer.add_param_group(
+        {
+            "params": list(named) if with_names else [parameter for _, parameter in named],
+            **(overrides or {}),
+            "lr": _like(reference.get("lr"), lr),
+            "initial_lr": _like(reference.get("lr"), lr),
+        }
+    )
+    for scheduler in lr_schedulers:
+        _grow(scheduler, optimizer.param_groups[-1], apply_lambdas=apply_lambdas)
+
+
+def keep_only(
+    optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: Collection[nn.Parameter]
+) -> None:
+    """Take all other parameters out of the optimizer, in place; groups left empty go, schedulers are realigned.
+
+    The optimizer and its groups stay the same objects with their hyper-parameters, so whatever refers to them goes on
+    working.
+    """
+    kept_ids = {id(parameter) for parameter in kept}
+    for group in optimizer.param_groups:
+        stays = [id(parameter) in kept_ids for parameter in group["params"]]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [entry for entry, keep in zip(group[key], stays, strict=True) if keep]
+    remaining = [index for index, group in enumerate(optimizer.param_groups) if group["params"]]
+    for scheduler in lr_schedulers:
+        _select(scheduler, remaining, len(optimizer.param_groups))
+    optimizer.param_groups[:] = [optimizer.param_groups[index] for index in remaining]
+    for parameter in [p for p in optimizer.state if isinstance(p, torch.Tensor) and id(p) not in kept_ids]:
+        del optimizer.state[parameter]
+
+
+def reorder_groups(optimizer: Optimizer, parameters: NamedParameters, stored: Sequence[Sequence[str]]) -> None:
+    """Bring the groups' parameters into a checkpoint's order, since optimizer state is stored by position.
+
+    Raises:
+        CheckpointError: The groups do not hold the parameters that the checkpoint's groups held.
+    """
+    present = group_names(optimizer, parameters)
+    problems = _group_differences(present, stored)
+    if problems:
+        raise CheckpointError(problems)
+    for group, names, wanted in zip(optimizer.param_groups, present, stored, strict=True):
+        if names != list(wanted):
+            group["params"] = [parameters[name] for name in wanted]
+            if "param_names" in group:
+                group["param_names"] = list(wanted)
+
+
+def _group_differences(present: Sequence[Sequence[str]], stored: Sequence[Sequence[str]]) -> list[Problem]:
+    fix = "Resume with the schedule, model and optimizer groups that wrote the checkpoint."
+    if len(present) != len(stored):
+        return [Problem(f"expected {len(stored)} parameter groups as in the checkpoint, got {len(present)}", fix=fix)]
+    problems = []
+    for index, (names, wanted) in enumerate(zip(present, stored, strict=True)):
+        missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
+        if missing or extra:
+            message = f"parameter group {index} differs from the checkpoint's: missing {missing}, not expected {extra}"
+            problems.append(Problem(message, fix=fix))
+    return problems
+
+
+def state_by_name(
+    state_dict: Mapping[str, Any], names: Sequence[Sequence[str]]
+) -> dict[str, dict[str, Any]]:
+    """Key an optimizer ``state_dict``'s per-parameter state by name instead of position."""
+    position_to_name = {
+        position: name
+        for group, group_names_ in zip(state_dict["param_groups"], names, strict=True)
+        for position, name in zip(group["params"], group_names_, strict=True)
+    }
+    return {position_to_name[position]: state for position, state in state_dict["state"].items()}
+
+
+def with_state(
+    optimizer: Optimizer, parameters: NamedParameters, states: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Build a ``state_dict`` of the optimizer's present groups and learning rates, but other per-parameter state.
+
+    Parameters that ``states`` does not name start without state, as they do when they are first thawed.
+    """
+    present = optimizer.state_dict()
+    names = group_names(optimizer, parameters)
+    present["state"] = {
+        position: dict(states[name])
+        for group, names_ in zip(present["param_groups"], names, strict=True)
+        for position, name in zip(group["params"], names_, strict=True)
+        if name in states
+    }
+    return present
+
+
+def split_no_decay(
+    named: Sequence[tuple[str, nn.Parameter]], fragments: Collection[str]
+) -> list[tuple[list[tuple[str, nn.Parameter]], dict[str, Any]]]:
+    """Split parameters into those that decay and those whose name contains a fragment, which do not.
+
+    Returns:
+        Pairs of named parameters and the options of their group; empty ones are left out.
+    """
+    if not fragments:
+        return [(list(named), {})]
+    decays = [pair for pair in named if not any(fragment in pair[0] for fragment in fragments)]
+    exempt = [pair for pair in named if any(fragment in pair[0] for fragment in fragments)]
+    return [split for split in ((decays, {}), (exempt, {"weight_decay": 0.0})) if split[0]]
+
+
+def constant_one(_: int) -> float:
+    """Leave a group's learning rate alone: the ``lr_lambda`` of groups that take none."""
+    return 1.0
+
+
+def _like(reference: object, lr: float) -> float | torch.Tensor:
+    """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor."""
+    return torch.full_like(reference, lr) if isinstance(reference, torch.Tensor) else lr
+
+
+def _grow(scheduler: LRScheduler, group: ParameterGroup, *, apply_lambdas: bool) -> None:
+    """Extend each of a scheduler's per-group lists by one entry for ``group``."""
+    if isinstance(scheduler, (LambdaLR, MultiplicativeLR)):
+        last: Callable[[int], float] = scheduler.lr_lambdas[-1] if scheduler.lr_lambdas else constant_one
+        scheduler.lr_lambdas.append(last if apply_lambdas else constant_one)
+        if apply_lambdas:
+            group["lr"] = group["lr"] * last(scheduler.last_epoch)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        # PyTorch replaces the whole list where it can; a list of per-group minima has no entry for a new group.
+        default = scheduler.default_min_lr
+        scheduler.min_lrs.append(scheduler.min_lrs[-1] if default is None else default)
+    if hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs.append(_detached(group["initial_lr"]))
+    if hasattr(scheduler, "_last_lr"):
+        scheduler._last_lr.append(_detached(group["lr"]))
+
+
+def _detached(lr: float | torch.Tensor) -> Any:
+    return lr.clone() if isinstance(lr, torch.Tensor) else lr
+
+
+def _select(scheduler: LRScheduler, indices: Sequence[int], group_count: int) -> None:
+    """Keep the entries of the given groups in each of a scheduler's per-group lists."""
+    for name in _PER_GROUP_LISTS:
+        entries = getattr(scheduler, name, None)
+        if isinstance(entries, list) and len(entries) == group_count:
+            setattr(scheduler, name, [entries[index] for index in indices])

@@ -1,0 +1,410 @@
+"""What a schedule is, and how one is made from a mapping or a YAML file.
+
+The models hold valid values only. `draft` is the way in from what a user wrote: it keeps going after a problem, so
+that all problems can be reported together, and keeps the line each selector came from. This module is longer than most
+because the models and the checks that lead to them read best side by side.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import reprlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from finetuning_scheduler.core.yaml_events import MAX_DEPTH, KeyPath
+from finetuning_scheduler.core.yaml_io import read_document
+from finetuning_scheduler.errors import Problem, ScheduleFormatError
+
+
+def _tuple_from_list(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Selector = Annotated[str, Field(min_length=1)]
+Selectors = Annotated[tuple[Selector, ...], BeforeValidator(_tuple_from_list)]
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LearningRates = Annotated[
+    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], BeforeValidator(_tuple_from_list)
+]
+
+
+class _Model(BaseModel):
+    """Immutable; unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class OptimizerInit(_Model):
+    """A class and the arguments to make an instance with."""
+
+    class_path: str = Field(min_length=1, description="Import path of the class, such as `torch.optim.SGD`.")
+    init_args: dict[str, Any] = Field(default={}, description="Keyword arguments of its constructor.")
+
+
+class OptimizerSpec(_Model):
+    """The optimizer to install when a phase starts."""
+
+    optimizer_init: OptimizerInit = Field(description="The optimizer's class and arguments.")
+
+
+class LRSchedulerSpec(_Model):
+    """The learning rate scheduler to install when a phase starts."""
+
+    lr_scheduler_init: OptimizerInit = Field(description="The scheduler's class and arguments.")
+    pl_lrs_cfg: dict[str, Any] = Field(
+        default={}, description="Keys of Lightning's LRSchedulerConfig, such as `interval` and `frequency`."
+    )
+    init_pg_lrs: LearningRates | None = Field(
+        default=None, min_length=1, description="Learning rates of the existing parameter groups, one for each."
+    )
+    use_current_optimizer_pg_lrs: bool = Field(
+        default=False, description="Start from the groups' current learning rates, not from their `initial_lr`."
+    )
+
+
+class Phase(_Model):
+    """The parameters to thaw, when to go on, and what to train them with."""
+
+    params: Selectors = Field(min_length=1, description="Parameter names or regular expressions.")
+    max_transition_epoch: int = Field(
+        default=-1, ge=-1, description="Epoch at which the next phase begins at the latest; -1: no such limit."
+    )
+    max_transition_step: int = Field(
+        default=-1, ge=-1, description="Optimizer step at which the next phase begins at the latest; -1: no such limit."
+    )
+    lr: LearningRate | None = Field(
+        default=None, description="Learning rate of the parameters this phase thaws; not in phase 0."
+    )
+    new_optimizer: OptimizerSpec | None = Field(
+        default=None, description="Optimizer to install when this phase starts; not in phase 0."
+    )
+    new_lr_scheduler: LRSchedulerSpec | None = Field(
+        default=None, description="LR scheduler to install when this phase starts; not in phase 0."
+    )
+
+
+class Schedule(_Model):
+    """The phases of a fine-tuning session, in order."""
+
+    phases: tuple[Phase, ...] = Field(min_length=1, description="The phases; phase 0 comes first.")
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __getitem__(self, number: int) -> Phase:
+        return self.phases[number]
+
+    @classmethod
+    def parse(cls, source: ScheduleSource) -> Schedule:
+        """Make a schedule from a mapping or YAML file, which are left as they are; raises `ScheduleError`."""
+        drafted = draft(source)
+        if drafted.problems:
+            raise ScheduleFormatError(drafted.problems, renumbered=drafted.renumbered)
+        return cls(phases=tuple(drafted.phases.values()))
+
+    def to_dict(self) -> dict[int, dict[str, Any]]:
+        """The schedule as plain Python values, `{0: {"params": [...]}, ...}`, without the defaults."""
+        return {number: _plain(phase.model_dump(exclude_defaults=True)) for number, phase in enumerate(self.phases)}
+
+
+ScheduleSource = Schedule | Mapping[Any, Any] | str | os.PathLike[str]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a schedule file, for editors."""
+    phase = Phase.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = phase.pop("$defs", {})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Fine-tuning schedule",
+        "description": "Phases by number, from 0 without gaps.",
+        "type": "object",
+        "patternProperties": {r"^\d+$": {"$ref": "#/$defs/Phase"}},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "$defs": {**definitions, "Phase": phase},
+    }
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What could be understood of a schedule, and what is wrong with it.
+
+    `phases` holds the usable phases under the numbers the user gave them, `lines` the file's line of each selector by
+    phase and selector. `renumbered` is set when the numbers have gaps.
+    """
+
+    phases: Mapping[int, Phase]
+    problems: tuple[Problem, ...] = ()
+    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    source: str | None = None
+    lines: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    renumbered: dict[int, Any] | None = None
+
+
+def draft(source: ScheduleSource) -> Draft:
+    """Understand as much of a schedule as possible; raises `ScheduleFileError` for a file that is not YAML."""
+    if isinstance(source, Schedule):
+        return _Drafter(None, {}).draft(source.to_dict())
+    if isinstance(source, (str, os.PathLike)):
+        document = read_document(source)
+        return _Drafter(document.source, document.lines, document.problems).draft(document.data)
+    return _Drafter(None, {}).draft(source)
+
+
+class _Drafter:
+    """Goes over one schedule, collecting what it finds."""
+
+    def __init__(self, source: str | None, lines: Mapping[KeyPath, int], problems: Sequence[Problem] = ()) -> None:
+        self.source = source
+        self.lines = lines
+        self.problems = list(problems)
+        self.notices: list[str] = []
+        self.warnings: list[str] = []
+        self.selector_lines: dict[tuple[int, str], int] = {}
+
+    def draft(self, data: Any) -> Draft:
+        keys: dict[int, Any] = {}
+        phases: dict[int, Phase] = {}
+        renumbered = None
+        if not isinstance(data, Mapping) or not data:
+            got = "an empty mapping" if isinstance(data, Mapping) else _shown(data)
+            self._problem(
+                (), f"expected a mapping of phase numbers to phases, got {got}", "write `0:` with `params:` below it"
+            )
+        else:
+            keys = self._phase_keys(data)
+            renumbered = self._renumbered(keys, data)
+            phases = {number: phase for number in sorted(keys) if (phase := self._phase(number, keys[number], data))}
+        return Draft(
+            phases,
+            tuple(self.problems),
+            tuple(self.notices),
+            tuple(self.warnings),
+            self.source,
+            self.selector_lines,
+            renumbered,
+        )
+
+    def _phase_keys(self, data: Mapping[Any, Any]) -> dict[int, Any]:
+        """The keys of the phases by the number they stand for."""
+        keys: dict[int, Any] = {}
+        for key in data:
+            number = _phase_number(key)
+            if number is None or number < 0:
+                self._problem((key,), f"expected a phase number (0, 1, 2, ...) as key, got {_shown(key)}")
+            elif number in keys:
+                self._problem(
+                    (key,),
+                    f"expected each phase number once, got {_shown(keys[number])} and {_shown(key)}",
+                    phase=number,
+                )
+            else:
+                keys[number] = key
+        converted = [f"{_shown(key)} to {number}" for number, key in keys.items() if type(key) is not int]
+        if converted:
+            self._notice((), f"phase keys were converted to integers: {_listed(converted)}")
+        return keys
+
+    def _renumbered(self, keys: Mapping[int, Any], data: Mapping[Any, Any]) -> dict[int, Any] | None:
+        numbers = sorted(keys)
+        if not numbers or numbers[-1] == len(numbers) - 1:
+            return None
+        gap = next(number for number in range(len(numbers)) if number not in keys)
+        after = next(number for number in numbers if number > gap)
+        missing = f"phase {gap} is missing" if after == gap + 1 else f"phases {gap} to {after - 1} are missing"
+        self._problem(
+            (keys[after],),
+            f"expected phase numbers from 0 without gaps, got {_listed(list(map(str, numbers)))}; {missing}",
+            "renumber the phases from 0",
+        )
+        try:
+            return {position: _plain(data[keys[number]]) for position, number in enumerate(numbers)}
+        except _TooDeepError:
+            return None
+
+    def _phase(self, number: int, key: Any, data: Mapping[Any, Any]) -> Phase | None:
+        try:
+            raw = _plain(data[key])
+        except _TooDeepError:
+            self._problem((key,), f"expected at most {MAX_DEPTH} nested levels, got more", phase=number)
+            return None
+        if not isinstance(raw, dict):
+            self._problem(
+                (key,), f"expected a mapping with `params`, got {_shown(raw)}", "write `params:` below it", number
+            )
+            return None
+        raw = self._fit_for_phase_0(raw, key) if number == 0 else raw
+        phase = self._validated(number, key, raw)
+        return None if phase is None else self._without_duplicates(number, key, phase)
+
+    def _fit_for_phase_0(self, raw: dict[Any, Any], key: Any) -> dict[Any, Any]:
+        kept = dict(raw)
+        for name in ("new_optimizer", "new_lr_scheduler"):
+            if kept.pop(name, None) is not None:
+                self._problem(
+                    (key, name), f"expected `{name}` in later phases only", "remove it, or move it to phase 1", 0
+                )
+        if kept.get("lr") is not None:
+            kept.pop("lr")
+            self._warning((key, "lr"), "`lr` is dropped: the initial optimizer sets the learning rate of phase 0", 0)
+        return kept
+
+    def _validated(self, number: int, key: Any, raw: dict[Any, Any]) -> Phase | None:
+        """The phase, without the fields that are wrong; None if `params` is."""
+        try:
+            return Phase.model_validate(raw)
+        except ValidationError as error:
+            wrong = error.errors(include_url=False)
+        for details in wrong:
+            message, fix = _explained(details)
+            self._problem((key, *details["loc"]), message, fix, number)
+        usable = {name: value for name, value in raw.items() if not any(name == d["loc"][0] for d in wrong)}
+        return Phase.model_validate(usable) if "params" in usable else None
+
+    def _without_duplicates(self, number: int, key: Any, phase: Phase) -> Phase:
+        for position, selector in enumerate(phase.params):
+            line = self._line((key, "params", position))
+            if line is not None:
+                self.selector_lines.setdefault((number, selector), line)
+        unique = tuple(dict.fromkeys(phase.params))
+        if len(unique) == len(phase.params):
+            return phase
+        repeated = [repr(selector) for selector, count in Counter(phase.params).items() if count > 1]
+        self._notice((key, "params"), f"selectors listed more than once are used once: {_listed(repeated)}", number)
+        return phase.model_copy(update={"params": unique})
+
+    def _line(self, path: KeyPath) -> int | None:
+        """The line of a path, or of the nearest thing around it."""
+        for length in range(len(path), 0, -1):
+            try:
+                if path[:length] in self.lines:
+                    return self.lines[path[:length]]
+            except TypeError:  # an unhashable key in pydantic's location
+                continue
+        return None
+
+    def _located(self, path: KeyPath, message: str, fix: str | None = None, phase: int | None = None) -> Problem:
+        return Problem(message, fix, self.source, self._line(path), phase)
+
+    def _problem(self, path: KeyPath, message: str, fix: str | None = None, phase: int | None = None) -> None:
+        self.problems.append(self._located(path, message, fix, phase))
+
+    def _notice(self, path: KeyPath, message: str, phase: int | None = None) -> None:
+        self.notices.append(str(self._located(path, message, phase=phase)))
+
+    def _warning(self, path: KeyPath, message: str, phase: int | None = None) -> None:
+        self.warnings.append(str(self._located(path, message, phase=phase)))
+
+
+def _phase_number(key: Any) -> int | None:
+    """The phase number a key stands for, or None."""
+    if isinstance(key, bool) or not isinstance(key, (int, float, str)):
+        return None
+    try:
+        number = int(key)
+    except (ValueError, OverflowError):
+        return None
+    return None if isinstance(key, float) and number != key else number
+
+
+# pydantic's error types, in the words of this package
+_EXPECTED = {
+    "string_type": "a string",
+    "string_too_short": "a non-empty string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "too_short": "a list of at least one item",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+
+
+def _explained(details: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The message and fix for one of pydantic's errors about a phase."""
+    kind, location, value = details["type"], details["loc"], details["input"]
+    name = ".".join(str(part) for part in location)
+    if kind == "missing":
+        return f"expected the key `{name}`, got none", f"add `{location[-1]}`"
+    if kind == "extra_forbidden":
+        return _unknown_key(location)
+    if kind == "invalid_key":
+        return f"expected keys that are strings, got {_shown(location[-1])}", "quote the key"
+    if kind == "greater_than":
+        expected = f"a number greater than {details['ctx']['gt']:g}"
+    elif kind == "greater_than_equal":
+        expected = "-1 (no limit) or more" if details["ctx"]["ge"] == -1 else f"{details['ctx']['ge']:g} or more"
+    else:
+        expected = _EXPECTED.get(kind, details["msg"])
+    fix = f"make it a list: `{name}: [{value}]`" if kind == "tuple_type" and isinstance(value, str) else None
+    return f"`{name}`: expected {expected}, got {_shown(value)}", fix
+
+
+def _unknown_key(location: tuple[int | str, ...]) -> tuple[str, str]:
+    *parents, key = location
+    model: type[BaseModel] = Phase
+    for parent in parents:
+        model = _nested_models().get(str(parent), model)
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(str(key), known, n=1)
+    where = f" in `{'.'.join(map(str, parents))}`" if parents else ""
+    fix = f"did you mean `{near[0]}`?" if near else "remove it"
+    return f"expected one of the keys {', '.join(known)}{where}, got `{key}`", fix
+
+
+def _nested_models() -> dict[str, type[BaseModel]]:
+    return {
+        "new_optimizer": OptimizerSpec,
+        "optimizer_init": OptimizerInit,
+        "new_lr_scheduler": LRSchedulerSpec,
+        "lr_scheduler_init": OptimizerInit,
+    }
+
+
+class _TooDeepError(ValueError):
+    """A structure with more levels than any schedule needs, perhaps one that contains itself."""
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A copy that shares no container with `value`; mappings become dicts and tuples lists."""
+    if depth > MAX_DEPTH:
+        raise _TooDeepError
+    if isinstance(value, Mapping):
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, depth + 1) for item in value]
+    return value
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+_short.maxlevel, _short.maxdict, _short.maxlist = 2, 3, 3
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: short, and None and booleans as YAML writes them."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not-a-number" if math.isnan(value) else "infinity"
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a number of more than 75 digits"
+    return _short.repr(value)
+
+
+def _listed(items: Sequence[str], limit: int = 10) -> str:
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit:,} more"

@@ -1,0 +1,108 @@
+"""What a frozen network means: ``requires_grad``, the statistics of BatchNorm layers and module modes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm1d..3d and SyncBatchNorm
+
+FrozenModulesMode = Literal["train", "eval"]
+
+
+def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
+    """Set ``requires_grad`` of exactly these parameters; a frozen one also loses its gradient.
+
+    A stale gradient would otherwise be applied by the first optimizer step after the parameter is thawed again.
+    """
+    for parameter in parameters:
+        if parameter.requires_grad is trainable:
+            continue
+        parameter.requires_grad_(trainable)
+        if not trainable:
+            parameter.grad = None
+
+
+def frozen_modules(model: nn.Module) -> set[nn.Module]:
+    """Find the modules whose parameters, at least one, are all frozen, and every module inside them.
+
+    Modules inside a frozen one belong to it even without parameters of their own: the dropout of a frozen block is
+    frozen with the block. Linear in modules plus parameters.
+    """
+    holds_any: dict[nn.Module, bool] = {}
+    holds_trainable: dict[nn.Module, bool] = {}
+
+    def survey(module: nn.Module) -> None:
+        own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        children = list(module.children())
+        for child in children:
+            if child not in holds_any:
+                survey(child)
+        holds_any[module] = bool(own) or any(holds_any[child] for child in children)
+        holds_trainable[module] = any(own) or any(holds_trainable[child] for child in children)
+
+    def collect(module: nn.Module) -> Iterator[nn.Module]:
+        if holds_any[module] and not holds_trainable[module]:
+            yield from module.modules()
+        elif holds_any[module]:
+            for child in module.children():
+                yield from collect(child)
+
+    survey(model)
+    return set(collect(model))
+
+
+class FrozenModulePolicy:
+    """Keep BatchNorm statistics and module modes in line with what is frozen.
+
+    Args:
+        model: The model whose parameters are frozen and thawed.
+        track_running_stats: Whether frozen BatchNorm layers go on tracking their running statistics. If not,
+            tracking is turned off and comes back with the first parameter of the layer that is thawed.
+        mode: ``"train"`` leaves module modes alone. ``"eval"`` keeps modules whose parameters are all frozen in eval
+            mode, so that their dropout is off and their BatchNorm statistics are fixed.
+    """
+
+    def __init__(self, model: nn.Module, *, track_running_stats: bool = True, mode: FrozenModulesMode = "train") -> None:
+        self._model = model
+        self._track_running_stats = track_running_stats
+        self._mode = mode
+        self._paused: set[_BatchNorm] = set()
+        self._switched: set[nn.Module] = set()
+
+    def apply(self) -> None:
+        """Bring the model in line. Call after each change of ``requires_grad`` and of the model's mode."""
+        if self._track_running_stats and self._mode == "train":
+            return
+        frozen = set(frozen_modules(self._model))
+        if not self._track_running_stats:
+            self._pause_statistics(frozen)
+        if self._mode == "eval":
+            self._switch_modes(frozen)
+
+    def release(self) -> None:
+        """Put every module this policy switched to eval mode back to train mode."""
+        for module in self._switched:
+            module.training = True
+        self._switched.clear()
+
+    def _pause_statistics(self, frozen: set[nn.Module]) -> None:
+        for layer in [layer for layer in self._paused if layer not in frozen]:
+            layer.track_running_stats = True
+            self._paused.remove(layer)
+        for layer in frozen:
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats and any(True for _ in layer.parameters()):
+                layer.track_running_stats = False
+                self._paused.add(layer)
+
+    def _switch_modes(self, frozen: set[nn.Module]) -> None:
+        # `training` is set module by module, as PyTorch Lightning does when it restores modes after validation:
+        # `train()` would also reach modules that the user keeps in another mode.
+        for module in self._switched - frozen:
+            module.training = True
+        self._switched &= frozen
+        for module in frozen:
+            if module.training:
+                module.training = False
+                self._switched.add(module)

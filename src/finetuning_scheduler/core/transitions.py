@@ -1,0 +1,102 @@
+"""When a phase ends: a pure function of the schedule's limits and the progress made so far."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Literal
+
+from .schedule import Phase
+
+
+class Reason(str, Enum):
+    """Why a phase ended. The value is the name a user knows it by."""
+
+    PATIENCE = "early stopping"
+    EPOCH = "max_transition_epoch"
+    STEP = "max_transition_step"
+    REQUEST = "request"
+
+
+@dataclass
+class Progress:
+    """All that a schedule's execution has to remember; everything else is derived from the schedule.
+
+    Epochs and optimizer steps count from the start of the session, not of the phase.
+    """
+
+    phase: int = 0
+    best_phase: int = 0
+    entry_epoch: int = 0
+    entry_step: int = 0
+    parameter_groups: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer to "does the phase end here?"."""
+
+    advance: bool
+    reason: Reason | None = None
+
+
+STAY = Decision(advance=False)
+
+
+def decide(
+    limits: Phase,
+    progress: Progress,
+    *,
+    epoch: int,
+    step: int,
+    epoch_boundary: bool,
+    patience_exhausted: bool = False,
+) -> Decision:
+    """Decide whether the phase described by ``limits`` ends now.
+
+    Args:
+        limits: The phase being executed.
+        progress: Where the session entered that phase.
+        epoch: The epoch about to start or, inside one, the one that is running.
+        step: Optimizer steps taken so far.
+        epoch_boundary: Whether this is asked between two epochs. The epoch limit only counts there, and a phase
+            whose limit lies in the past still lasts one epoch.
+        patience_exhausted: Whether the monitored quantity stopped improving.
+    """
+    if patience_exhausted:
+        return Decision(True, Reason.PATIENCE)
+    if epoch_boundary and 0 <= limits.max_transition_epoch <= epoch and epoch > progress.entry_epoch:
+        return Decision(True, Reason.EPOCH)
+    if 0 <= limits.max_transition_step <= step and step > progress.entry_step:
+        return Decision(True, Reason.STEP)
+    return STAY
+
+
+@dataclass
+class Patience:
+    """Count the checks since a monitored quantity last improved, as PyTorch Lightning's ``EarlyStopping`` does.
+
+    The best score carries over phases; the count restarts with each.
+    """
+
+    limit: int
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0
+    best: float | None = None
+    waited: int = 0
+
+    def update(self, score: float) -> bool:
+        """Record a score; tell whether it is an improvement of more than ``min_delta``."""
+        gain = math.inf if self.best is None else (score - self.best) * (1 if self.mode == "max" else -1)
+        improved = gain > self.min_delta
+        if improved:
+            self.best, self.waited = score, 0
+        else:
+            self.waited += 1
+        return improved
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether as many checks as allowed, at least one, passed without an improvement."""
+        return self.waited >= max(self.limit, 1)

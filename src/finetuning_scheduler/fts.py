@@ -1,0 +1,398 @@
+"""The callback: PyTorch Lightning's hooks, each a few lines that call the engine in :mod:`finetuning_scheduler.core`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, Literal
+
+from ._lightning import (
+    AttachableCallback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+)
+from .callbacks.checkpoint import FTSCheckpoint
+from .callbacks.configuration import (
+    configuration_problems,
+    limit_problems,
+    limit_warnings,
+    no_decay_fragments,
+    untested_warnings,
+)
+from .callbacks.early_stopping import FTSEarlyStopping
+from .callbacks.restore import restore_best
+from .callbacks.wiring import find, install
+from .core.artifacts import save_renumbered, save_schedule
+from .core.generate import generate
+from .core.runner import PhaseRunner
+from .core.schedule import Schedule
+from .core.selectors import resolve
+from .core.transitions import Decision, Reason
+from .errors import CheckpointError, Problem, ScheduleError
+from .strategy_adapters import StrategyAdapter
+
+log = logging.getLogger("finetuning_scheduler")
+
+
+class FinetuningScheduler(AttachableCallback):
+    """Fine-tune a pre-trained model in phases that thaw it step by step.
+
+    Args:
+        ft_schedule: Path of a YAML schedule, a mapping, or a :class:`Schedule`; ``None`` generates a schedule of two
+            parameter tensors a phase, from the model's last to its first.
+        max_depth: Deepest phase to execute; -1, or more than the schedule has, executes all of it.
+        base_max_lr: Learning rate of a phase after the first that names none; ``None`` takes the initial learning rate
+            of phase 0's first parameter group.
+        restore_best: Restore the best checkpoint before each transition.
+        gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``.
+        epoch_transitions_only: Ignore running out of patience; every phase needs an epoch or step limit.
+        reinit_optim_cfg: Optimizer to install at every transition of a generated schedule.
+        reinit_lr_cfg: LR scheduler to install at every transition of a generated schedule.
+        strategy_adapter_cfg: Keyword arguments for the strategy adapter.
+        custom_strategy_adapters: Adapters by strategy flag: an entry-point name, ``"pkg.mod:Class"`` or
+            ``"pkg.mod.Class"``.
+        allow_untested: Permit strategies and LR schedulers outside the supported lists, with a warning.
+        apply_lambdas_new_pgs: New parameter groups take a scheduler's last ``lr_lambda`` and start at their learning
+            rate times its present value; else their ``lr_lambda`` is the constant 1.
+        logging_level: Level of this package's logger, ``finetuning_scheduler``.
+        enforce_phase0_params: Make the optimizer hold exactly phase 0's parameters.
+        frozen_bn_track_running_stats: Frozen BatchNorm layers go on tracking their running statistics.
+        frozen_modules_mode: ``"train"`` leaves module modes alone; ``"eval"`` keeps modules whose parameters are all
+            frozen in eval mode during training.
+        intra_epoch_transitions: With several validations an epoch, let running out of patience end a phase inside the
+            epoch.
+        log_dir: Directory for artifacts; the trainer's ``log_dir`` or ``default_root_dir`` if not given.
+
+    Raises:
+        MisconfigurationException: Before the first batch, with everything that is wrong.
+    """
+
+    def __init__(
+        self,
+        ft_schedule: Schedule | dict[Any, Any] | str | PathLike[str] | None = None,
+        max_depth: int = -1,
+        base_max_lr: float | None = 1e-5,
+        restore_best: bool = True,
+        gen_ft_sched_only: bool = False,
+        epoch_transitions_only: bool = False,
+        reinit_optim_cfg: dict[str, Any] | None = None,
+        reinit_lr_cfg: dict[str, Any] | None = None,
+        strategy_adapter_cfg: dict[str, Any] | None = None,
+        custom_strategy_adapters: dict[str, str] | None = None,
+        allow_untested: bool = False,
+        apply_lambdas_new_pgs: bool = False,
+        logging_level: int = logging.INFO,
+        enforce_phase0_params: bool = True,
+        frozen_bn_track_running_stats: bool = True,
+        log_dir: str | PathLike[str] | None = None,
+        frozen_modules_mode: Literal["train", "eval"] = "train",
+        intra_epoch_transitions: bool = False,
+    ) -> None:
+        super().__init__()
+        self.ft_schedule = ft_schedule
+        self.max_depth = max_depth
+        self.base_max_lr = base_max_lr
+        self.restore_best = restore_best
+        self.gen_ft_sched_only = gen_ft_sched_only
+        self.epoch_transitions_only = epoch_transitions_only
+        self.reinit_optim_cfg = reinit_optim_cfg
+        self.reinit_lr_cfg = reinit_lr_cfg
+        self.strategy_adapter_cfg = strategy_adapter_cfg
+        self.custom_strategy_adapters = custom_strategy_adapters
+        self.allow_untested = allow_untested
+        self.apply_lambdas_new_pgs = apply_lambdas_new_pgs
+        self.logging_level = logging_level
+        self.enforce_phase0_params = enforce_phase0_params
+        self.frozen_bn_track_running_stats = frozen_bn_track_running_stats
+        self.frozen_modules_mode: Literal["train", "eval"] = frozen_modules_mode
+        self.intra_epoch_transitions = intra_epoch_transitions
+        self.log_dir = log_dir
+        self.strategy_adapter = StrategyAdapter()
+        self.trainer: Trainer | None = None
+        self.pl_module: LightningModule | None = None
+        self._runner: PhaseRunner | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._epoch_boundary = True
+        self._modes_are_stale = False
+        self._problems: list[Problem] = []
+        self._schedule_source = ft_schedule
+        self._requested_max_depth = max_depth
+        self._requested_log_dir = log_dir
+
+    # --- what users read and call ------------------------------------------------------------------------------------
+
+    @property
+    def curr_depth(self) -> int:
+        """The phase being executed."""
+        return 0 if self._runner is None else self._runner.phase
+
+    @property
+    def depth_remaining(self) -> int:
+        """How many phases are still to come; 0 in the last one."""
+        return 0 if self._runner is None else self._runner.phases_remaining
+
+    def should_transition(self, trainer: Trainer) -> bool:
+        """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.
+
+        Override it for a criterion of your own; all ranks of a distributed run must agree on the answer.
+        """
+        return self.depth_remaining > 0 and self._decide(trainer).advance
+
+    def step(self) -> None:
+        """Go on to the next phase: restore the best checkpoint so far, then thaw and extend the optimizer."""
+        trainer, runner = self._fitting()
+        reason = self._decide(trainer).reason or Reason.REQUEST
+        if self.restore_best:
+            self.restore_best_ckpt()
+        runner.advance(reason, epoch=trainer.current_epoch, step=trainer.global_step)
+        if (early_stopping := find(trainer, FTSEarlyStopping)) is not None:
+            early_stopping.enter_phase()
+
+    def thaw_to_depth(self, depth: int) -> None:
+        """Enter every phase up to ``depth`` at once, without restoring a checkpoint.
+
+        Raises:
+            MisconfigurationException: ``depth`` lies behind the present phase or beyond ``max_depth``.
+        """
+        trainer, runner = self._fitting()
+        with _as_misconfiguration():
+            runner.thaw_to(depth)
+        runner.progress.entry_epoch, runner.progress.entry_step = trainer.current_epoch, trainer.global_step
+
+    def restore_best_ckpt(self) -> None:
+        """Load the weights, optimizer state and precision state of the best checkpoint so far.
+
+        Learning rates, loops and other callbacks go on as they are. With no checkpoint yet, the present weights stay.
+
+        Raises:
+            MisconfigurationException: The file is gone or cannot be read.
+        """
+        trainer, runner = self._fitting()
+        checkpoint = find(trainer, FTSCheckpoint)
+        if checkpoint is None or not checkpoint.best_model_path:
+            self._report(logging.INFO, "No checkpoint has been saved yet: the next phase starts from present weights.")
+            return
+        with _as_misconfiguration():
+            restore_best(trainer, checkpoint, runner.parameters, self.state_key)
+
+    # --- Lightning's hooks -------------------------------------------------------------------------------------------
+
+    def on_attach(self, trainer: Trainer) -> None:
+        """Put the multi-phase callbacks in place while the user's own are still as the user made them."""
+        if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
+            return
+        self._problems = install(
+            trainer,
+            early_stopping=not self.epoch_transitions_only,
+            checkpoint=self.restore_best,
+        )
+        if (early_stopping := find(trainer, FTSEarlyStopping)) is not None:
+            early_stopping.begin(self, ends_phases=not self.epoch_transitions_only)
+        if (checkpoint := find(trainer, FTSCheckpoint)) is not None:
+            checkpoint.begin(self)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start a fit from the beginning, unless the same trainer goes on with the same module."""
+        if stage != "fit":
+            return
+        continues = self.trainer is trainer and self.pl_module is pl_module and self._runner is not None
+        self._loaded = self._runner.state_dict() if continues and self._runner is not None else None
+        self._runner = None
+        self.trainer, self.pl_module = trainer, pl_module
+        log.setLevel(self.logging_level)
+        if not log.hasHandlers():
+            log.addHandler(logging.StreamHandler())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check everything, freeze, thaw, and in a resumed run thaw up to the checkpoint's phase.
+
+        The optimizers exist by now and the optimizer state of a checkpoint has not been loaded yet, so that it finds
+        the parameter groups it belongs to.
+        """
+        self.log_dir = self._requested_log_dir or trainer.log_dir or trainer.default_root_dir
+        if self.gen_ft_sched_only:
+            self._generate_and_exit(trainer, pl_module)
+        with _as_misconfiguration():
+            schedule = self._checked_schedule(trainer, pl_module)
+            self.strategy_adapter.connect(trainer)
+            self._runner = self._make_runner(trainer, pl_module, schedule)
+            self.ft_schedule, self.max_depth = self._runner.schedule, self._runner.plan.last_phase
+            if self._loaded is not None:
+                self._runner.load_state_dict(self._loaded)
+            elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
+                message = f"expected a checkpoint written with FinetuningScheduler, got {trainer.ckpt_path}"
+                fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
+                raise CheckpointError(Problem(message, fix=fix))
+        if trainer.is_global_zero:
+            source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
+            path = save_schedule(self._runner.schedule, pl_module, self.log_dir, source=source)
+            log.info("The schedule in force is saved as %s.", path)
+        self._announce(trainer, self._runner)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set module modes; end a session at once that had ended when its checkpoint was written."""
+        _, runner = self._fitting()
+        runner.apply_module_modes()
+        early_stopping = find(trainer, FTSEarlyStopping)
+        over = self.depth_remaining == 0 and self._limit_reached(trainer, trainer.current_epoch)
+        if over or (early_stopping is not None and early_stopping.has_stopped_session):
+            trainer.should_stop = True
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on to the next phase if it is due."""
+        self._epoch_boundary = True
+        if self.should_transition(trainer):
+            self.step()
+        self._fitting()[1].apply_module_modes()
+        self._modes_are_stale = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Go on to the next phase if it is due inside the epoch, at the first batch of a gradient accumulation."""
+        runner = self._runner
+        if runner is None:
+            return
+        if self._modes_are_stale:
+            runner.apply_module_modes()
+            self._modes_are_stale = False
+        limited = runner.schedule.phases[runner.phase].max_transition_step >= 0
+        if not (limited or self.intra_epoch_transitions) or batch_idx % trainer.accumulate_grad_batches:
+            return
+        self._epoch_boundary = False
+        if self.should_transition(trainer):
+            self.step()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """End the session at the last phase's step limit."""
+        runner = self._runner
+        if runner is None or runner.phases_remaining or runner.schedule.phases[runner.phase].max_transition_step < 0:
+            return
+        if runner.decide(epoch=trainer.current_epoch, step=trainer.global_step, epoch_boundary=False).advance:
+            self._stop(trainer, Reason.STEP)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that Lightning is about to set the modes of all modules."""
+        self._modes_are_stale = self.frozen_modules_mode == "eval"
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the session at the last phase's epoch limit."""
+        if self.depth_remaining == 0 and self._limit_reached(trainer, trainer.current_epoch + 1):
+            self._stop(trainer, Reason.EPOCH)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave no module in eval mode that was in train mode before."""
+        if self._runner is not None and stage == "fit":
+            self._runner.release_module_modes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the progress that a resumed run continues from."""
+        if self._runner is None or self.trainer is None:
+            return {}
+        checkpoint = find(self.trainer, FTSCheckpoint)
+        if checkpoint is not None:
+            self._runner.progress.best_phase = checkpoint.best_ckpt_depth
+        return self._runner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a checkpoint's progress for the fit that is about to start."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._loaded = state_dict
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _decide(self, trainer: Trainer) -> Decision:
+        _, runner = self._fitting()
+        early_stopping = find(trainer, FTSEarlyStopping)
+        exhausted = early_stopping is not None and early_stopping.phase_exhausted
+        return runner.decide(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            epoch_boundary=self._epoch_boundary,
+            patience_exhausted=exhausted and (self._epoch_boundary or self.intra_epoch_transitions),
+        )
+
+    def _limit_reached(self, trainer: Trainer, epoch: int) -> bool:
+        _, runner = self._fitting()
+        return runner.decide(epoch=epoch, step=trainer.global_step, epoch_boundary=True).advance
+
+    def _stop(self, trainer: Trainer, reason: Reason) -> None:
+        trainer.should_stop = True
+        self._report(logging.INFO, f"Phase {self.curr_depth}, the last, ended ({reason.value}).")
+
+    def _fitting(self) -> tuple[Trainer, PhaseRunner]:
+        if self.trainer is None or self._runner is None:
+            raise MisconfigurationException("FinetuningScheduler runs inside Trainer.fit; no fit has started.")
+        return self.trainer, self._runner
+
+    def _report(self, level: int, message: str) -> None:
+        if self.trainer is None or self.trainer.is_global_zero:
+            log.log(level, message)
+
+    def _checked_schedule(self, trainer: Trainer, pl_module: LightningModule) -> Schedule:
+        """Resolve the schedule and check the configuration, so that all problems are reported together."""
+        problems = [*self._problems, *configuration_problems(self, self._requested_max_depth, trainer)]
+        source = generate(pl_module) if self._schedule_source is None else self._schedule_source
+        try:
+            resolution = resolve(source, pl_module)
+        except ScheduleError as error:
+            if error.renumbered is not None and trainer.is_global_zero:
+                path = save_renumbered(error.renumbered, pl_module, str(self.log_dir))
+                problems.append(Problem(f"a copy with the phases renumbered from 0 was written to {path}"))
+            if not problems:
+                raise
+            raise ScheduleError([*error.problems, *problems]) from error
+        problems += limit_problems(self, resolution.schedule)
+        if problems:
+            raise ScheduleError(problems)
+        for message in resolution.notices:
+            self._report(logging.INFO, message)
+        for message in resolution.warnings:
+            self._report(logging.WARNING, message)
+        return resolution.schedule
+
+    def _make_runner(self, trainer: Trainer, pl_module: LightningModule, schedule: Schedule) -> PhaseRunner:
+        return PhaseRunner(
+            pl_module,
+            trainer.optimizers[0],
+            schedule,
+            lr_schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
+            max_depth=self._requested_max_depth,
+            base_max_lr=self.base_max_lr,
+            no_decay=no_decay_fragments(pl_module),
+            enforce_phase0_params=self.enforce_phase0_params,
+            apply_lambdas_new_pgs=self.apply_lambdas_new_pgs,
+            frozen_bn_track_running_stats=self.frozen_bn_track_running_stats,
+            frozen_modules_mode=self.frozen_modules_mode,
+            on_thawed=self.strategy_adapter.on_phase_thawed,
+            report=self._report,
+        )
+
+    def _announce(self, trainer: Trainer, runner: PhaseRunner) -> None:
+        """Say at the start which limits will not mean what they seem to."""
+        for message in [*limit_warnings(trainer, runner.plan), *untested_warnings(trainer)]:
+            self._report(logging.WARNING, message)
+
+    def _generate_and_exit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        with _as_misconfiguration():
+            schedule = generate(pl_module)
+            if trainer.is_global_zero:
+                path = save_schedule(schedule, pl_module, str(self.log_dir))
+                log.info("The default schedule was written to %s.", path)
+        trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
+        raise SystemExit(0)
+
+
+@contextmanager
+def _as_misconfiguration() -> Iterator[None]:
+    """Raise the engine's errors as the exception that Lightning's users expect."""
+    try:
+        yield
+    except ScheduleError as error:
+        raise MisconfigurationException(str(error)) from error

@@ -1,0 +1,130 @@
+"""Text classification data: JSON lines on disk to tokenized batches."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+TEXT_KEYS = (("sentence",), ("premise", "hypothesis"))
+
+Label = str | int
+Batch = tuple[dict[str, Tensor], Tensor]
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text, or a pair of texts, and its label."""
+
+    texts: tuple[str, ...]
+    label: Label
+    where: str
+
+
+def read_rows(path: Path, limit: int | None = None) -> list[Row]:
+    """Read the first ``limit`` rows of a JSON lines file, all of them if it is ``None``.
+
+    Raises:
+        DataError: The file is missing or empty, or a line of it is not a row.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            rows = list(islice(_rows(path, lines), limit))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{path}: expected a readable UTF-8 file, got: {reason}") from error
+    if not rows:
+        raise DataError(f"{path}: expected at least one row, got none")
+    return rows
+
+
+def _rows(path: Path, lines: Iterator[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _row(line, f"{path}:{number}")
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: expected a JSON object, got invalid JSON: {error.msg}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(content).__name__}")
+    keys = next((keys for keys in TEXT_KEYS if content.keys() >= set(keys)), None)
+    if keys is None or "label" not in content:
+        found = ", ".join(map(repr, content)) or "none"
+        raise DataError(
+            f"{where}: expected the keys 'label' and 'sentence', or 'label', 'premise' and 'hypothesis'; got {found}"
+        )
+    texts, label = tuple(content[key] for key in keys), content["label"]
+    for key, text in zip(keys, texts, strict=True):
+        if not isinstance(text, str):
+            raise DataError(f"{where}: expected {key!r} to be a string, got {text!r}")
+    if not isinstance(label, str | int):
+        raise DataError(f"{where}: expected 'label' to be a string or an integer, got {label!r}")
+    return Row(texts, label, where)
+
+
+class TextData(L.LightningDataModule):
+    """Batches of ``train.jsonl`` and ``validation.jsonl``, padded to the longest text of each batch.
+
+    Raises:
+        DataError: A file cannot be used, or a validation row has a label that no training row has.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        train_rows: int | None = None,
+        validation_rows: int | None = None,
+        max_length: int = 64,
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.batch_size = batch_size
+        self.train = read_rows(directory / "train.jsonl", train_rows)
+        self.validation = read_rows(directory / "validation.jsonl", validation_rows)
+        self.labels: list[Label] = sorted({row.label for row in self.train}, key=str)
+        for row in self.validation:
+            if row.label not in self.labels:
+                raise DataError(f"{row.where}: expected a label of the training rows, got {row.label!r}")
+
+    def loader(self, rows: list[Row], *, shuffle: bool = False) -> DataLoader[Any]:
+        """Load rows in batches."""
+        return DataLoader(rows, self.batch_size, shuffle=shuffle, collate_fn=self.collate)  # type: ignore[arg-type]
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Tokenize rows; label indices come second."""
+        columns = [list(column) for column in zip(*(row.texts for row in rows), strict=True)]
+        tokens = self.tokenizer(
+            *columns, truncation=True, max_length=self.max_length, padding=True, return_tensors="pt"
+        )
+        return dict(tokens), torch.tensor([self.labels.index(row.label) for row in rows])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Load the training rows, shuffled."""
+        return self.loader(self.train, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Load the validation rows."""
+        return self.loader(self.validation)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Load the validation rows: test sets of public tasks come without labels."""
+        return self.val_dataloader()

@@ -1,0 +1,300 @@
+"""A user's EarlyStopping and ModelCheckpoint are replaced by multi-phase forms that behave alike in every argument."""
+
+from __future__ import annotations
+
+import inspect
+from copy import deepcopy
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from toys import Recorder, Toy, schedule_of, simple_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import lightning.pytorch as pl
+
+# For each parameter of the base class a value other than its default, with what else that value needs to be valid.
+EARLY_STOPPING_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "monitor": {"monitor": "val_accuracy"},
+    "min_delta": {"min_delta": 0.25},
+    "patience": {"patience": 11},
+    "verbose": {"verbose": True},
+    "mode": {"mode": "max"},
+    "strict": {"strict": False},
+    "check_finite": {"check_finite": False},
+    "stopping_threshold": {"stopping_threshold": 0.125},
+    "divergence_threshold": {"divergence_threshold": 99.0},
+    "check_on_train_epoch_end": {"check_on_train_epoch_end": True},
+    "log_rank_zero_only": {"log_rank_zero_only": True},
+}
+MODEL_CHECKPOINT_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "dirpath": {"dirpath": "elsewhere"},
+    "filename": {"filename": "{step}-named"},
+    "monitor": {"monitor": "val_accuracy"},
+    "verbose": {"verbose": True},
+    "save_last": {"save_last": True},
+    "save_top_k": {"save_top_k": 3},
+    "save_on_exception": {"save_on_exception": True},
+    "save_weights_only": {"save_weights_only": True},
+    "mode": {"mode": "max"},
+    "auto_insert_metric_name": {"auto_insert_metric_name": False},
+    "every_n_train_steps": {"every_n_train_steps": 2},
+    "train_time_interval": {"train_time_interval": timedelta(minutes=5)},
+    "every_n_epochs": {"every_n_epochs": 2},
+    "save_on_train_epoch_end": {"save_on_train_epoch_end": False},
+    "enable_version_counter": {"enable_version_counter": False},
+}
+COMBINATIONS_OF_EARLY_STOPPING: dict[str, dict[str, Any]] = {
+    "min_delta-max": {"min_delta": 0.25, "mode": "max"},
+    "negative-min_delta": {"min_delta": -0.25},
+    "checked-after-validation": {"check_on_train_epoch_end": False},
+}
+COMBINATIONS_OF_MODEL_CHECKPOINT: dict[str, dict[str, Any]] = {
+    "save_last-link": {"save_last": "link"},
+    "save-all": {"save_top_k": -1},
+    "never-every-epoch": {"every_n_epochs": 0},
+    "saved-at-epoch-end": {"save_on_train_epoch_end": True},
+}
+
+
+class StopBeforeTraining(Exception):
+    """The callbacks are in place; nothing more is needed."""
+
+
+class Stop(Callback):
+    def on_train_start(self, *_: Any) -> None:
+        raise StopBeforeTraining
+
+
+class ToyWithAccuracy(Toy):
+    """Logs a second metric."""
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        super().validation_step(batch)
+        self.log("val_accuracy", 0.5)
+
+
+def scheduler(**options: Any) -> Any:
+    from finetuning_scheduler import FinetuningScheduler
+
+    return FinetuningScheduler(**({"ft_schedule": schedule_of(simple_recipe())} | options))
+
+
+def set_up(trainer_in: Callable[..., pl.Trainer], callbacks: list[Any], **options: Any) -> pl.Trainer:
+    trainer = trainer_in(callbacks=[*callbacks, Stop()], **options)
+    with pytest.raises(StopBeforeTraining):
+        trainer.fit(ToyWithAccuracy())
+    return trainer
+
+
+def of_type(trainer: pl.Trainer, kind: type[Any]) -> Any:
+    (only,) = (callback for callback in trainer.callbacks if isinstance(callback, kind))
+    return only
+
+
+def behaviour(callback: Callback) -> dict[str, Any]:
+    """Attributes without the functions that Lightning attaches to every callback."""
+    return {name: value for name, value in vars(callback).items() if name not in {"log", "log_dict"}}
+
+
+def parameters_of(base: type[Any]) -> set[str]:
+    return set(inspect.signature(base.__init__).parameters) - {"self"}
+
+
+@pytest.mark.parametrize(
+    ("base", "table"), [(EarlyStopping, EARLY_STOPPING_ARGUMENTS), (ModelCheckpoint, MODEL_CHECKPOINT_ARGUMENTS)]
+)
+def test_the_tables_cover_the_signatures(base: type[Any], table: dict[str, dict[str, Any]]) -> None:
+    assert table.keys() == parameters_of(base)
+    defaults = {name: parameter.default for name, parameter in inspect.signature(base.__init__).parameters.items()}
+    assert [name for name, arguments in table.items() if arguments[name] == defaults[name]] == []
+
+
+@pytest.mark.parametrize("listed", ["before", "after"])
+@pytest.mark.parametrize(
+    "arguments",
+    [*EARLY_STOPPING_ARGUMENTS.values(), *COMBINATIONS_OF_EARLY_STOPPING.values()],
+    ids=[*EARLY_STOPPING_ARGUMENTS, *COMBINATIONS_OF_EARLY_STOPPING],
+)
+def test_early_stopping(arguments: dict[str, Any], listed: str, trainer_in: Callable[..., pl.Trainer]) -> None:
+    from finetuning_scheduler import FTSEarlyStopping
+
+    arguments = {"monitor": "val_loss"} | arguments
+    given = EarlyStopping(**arguments)
+    unchanged = deepcopy(behaviour(given))
+    direct = FTSEarlyStopping(**arguments)
+
+    callbacks = [given, scheduler()] if listed == "before" else [scheduler(), given]
+    substituted = of_type(set_up(trainer_in, callbacks), EarlyStopping)
+    directly = of_type(set_up(trainer_in, [scheduler(), direct]), EarlyStopping)
+
+    assert type(substituted) is FTSEarlyStopping
+    assert directly is direct
+    assert behaviour(substituted) == behaviour(direct)
+    assert substituted.state_key.split("{")[1] == given.state_key.split("{")[1]
+    assert behaviour(given) == unchanged
+
+
+@pytest.mark.parametrize("listed", ["before", "after"])
+@pytest.mark.parametrize(
+    "arguments",
+    [*MODEL_CHECKPOINT_ARGUMENTS.values(), *COMBINATIONS_OF_MODEL_CHECKPOINT.values()],
+    ids=[*MODEL_CHECKPOINT_ARGUMENTS, *COMBINATIONS_OF_MODEL_CHECKPOINT],
+)
+def test_model_checkpoint(
+    arguments: dict[str, Any], listed: str, trainer_in: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    from finetuning_scheduler import FTSCheckpoint
+
+    arguments = {"monitor": "val_loss"} | arguments
+    if "dirpath" in arguments:
+        arguments["dirpath"] = tmp_path / arguments["dirpath"]
+    given = ModelCheckpoint(**arguments)
+    unchanged = deepcopy(behaviour(given))
+    direct = FTSCheckpoint(**arguments)
+
+    callbacks = [given, scheduler()] if listed == "before" else [scheduler(), given]
+    substituted = of_type(set_up(trainer_in, callbacks), ModelCheckpoint)
+    directly = of_type(set_up(trainer_in, [scheduler(), direct]), ModelCheckpoint)
+
+    assert type(substituted) is FTSCheckpoint
+    assert directly is direct
+    ignored = {"_fs", "_last_time_checked"}
+    assert {k: v for k, v in behaviour(substituted).items() if k not in ignored} == {
+        k: v for k, v in behaviour(direct).items() if k not in ignored
+    }
+    assert behaviour(given) == unchanged
+
+
+def test_attributes_set_after_construction_are_carried_over(trainer_in: Callable[..., pl.Trainer]) -> None:
+    """Lightning's own documentation sets these on the instance."""
+    given = ModelCheckpoint(monitor="val_loss", save_last=True)
+    given.CHECKPOINT_NAME_LAST = "{epoch}-latest"
+    given.FILE_EXTENSION = ".pt"
+    substituted = of_type(set_up(trainer_in, [scheduler(), given]), ModelCheckpoint)
+    assert substituted.CHECKPOINT_NAME_LAST == "{epoch}-latest"
+    assert substituted.FILE_EXTENSION == ".pt"
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("min", -1), ("max", 1)])
+def test_min_delta_is_applied_once(mode: str, sign: int, trainer_in: Callable[..., pl.Trainer]) -> None:
+    given = EarlyStopping("val_loss", min_delta=0.25, mode=mode)
+    substituted = of_type(set_up(trainer_in, [scheduler(), given]), EarlyStopping)
+    assert substituted.min_delta == sign * 0.25
+    assert given.min_delta == sign * 0.25
+
+
+def test_a_callback_instance_serves_two_trainers(trainer_in: Callable[..., pl.Trainer]) -> None:
+    given = EarlyStopping("val_loss", min_delta=0.25)
+    for _ in range(2):
+        assert of_type(set_up(trainer_in, [scheduler(), given]), EarlyStopping).min_delta == -0.25
+
+
+def test_missing_ones_are_added(trainer_in: Callable[..., pl.Trainer]) -> None:
+    from finetuning_scheduler import FTSCheckpoint, FTSEarlyStopping
+
+    trainer = set_up(trainer_in, [scheduler()])
+    stopping, saving = of_type(trainer, EarlyStopping), of_type(trainer, ModelCheckpoint)
+    assert type(stopping) is FTSEarlyStopping
+    assert type(saving) is FTSCheckpoint
+    assert {stopping.monitor, saving.monitor} == {"val_loss"}
+    assert {stopping.mode, saving.mode} == {"min"}
+
+
+def test_a_default_model_checkpoint_counts_as_missing(trainer_in: Callable[..., pl.Trainer]) -> None:
+    """Trainer itself adds one, and nobody can tell it from the user's."""
+    saving = of_type(set_up(trainer_in, [scheduler(), ModelCheckpoint()]), ModelCheckpoint)
+    assert saving.monitor == "val_loss"
+
+
+def test_multi_phase_forms_given_by_the_user_are_kept(trainer_in: Callable[..., pl.Trainer]) -> None:
+    from finetuning_scheduler import FTSCheckpoint, FTSEarlyStopping
+
+    stopping, saving = FTSEarlyStopping("val_loss", patience=2), FTSCheckpoint(monitor="val_loss")
+    trainer = set_up(trainer_in, [stopping, scheduler(), saving])
+    assert of_type(trainer, EarlyStopping) is stopping
+    assert of_type(trainer, ModelCheckpoint) is saving
+
+
+def test_a_users_subclass_keeps_its_class_and_its_attributes_alone(trainer_in: Callable[..., pl.Trainer]) -> None:
+    """Other callbacks are untouched and stay in order; checkpointing comes last, as in Lightning."""
+    others = [Recorder(), Recorder()]
+    trainer = set_up(trainer_in, [others[0], scheduler(), ModelCheckpoint(monitor="val_loss"), others[1]])
+    assert [callback for callback in trainer.callbacks if isinstance(callback, Recorder)] == others
+    assert isinstance(trainer.callbacks[-1], ModelCheckpoint)
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "name"),
+    [
+        ([EarlyStopping("val_loss"), EarlyStopping("val_accuracy")], "EarlyStopping"),
+        ([ModelCheckpoint(monitor="val_loss"), ModelCheckpoint(monitor="val_accuracy")], "Checkpoint"),
+    ],
+)
+def test_more_than_one_is_an_error(callbacks: list[Callback], name: str, trainer_in: Callable[..., pl.Trainer]) -> None:
+    with pytest.raises(MisconfigurationException, match=name):
+        trainer_in(callbacks=[scheduler(), *callbacks]).fit(ToyWithAccuracy())
+
+
+def test_two_schedulers_are_an_error(trainer_in: Callable[..., pl.Trainer]) -> None:
+    with pytest.raises((MisconfigurationException, RuntimeError), match="FinetuningScheduler"):
+        trainer_in(callbacks=[scheduler(), scheduler()]).fit(Toy())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ({"monitor": "val_loss", "save_top_k": 0}, "save_top_k"),
+        ({"monitor": None, "every_n_epochs": 2}, "monitor"),
+        ({"monitor": None, "filename": "{epoch}"}, "monitor"),
+    ],
+)
+@pytest.mark.parametrize("multi_phase", [False, True])
+def test_restoring_the_best_needs_a_best(
+    arguments: dict[str, Any], pattern: str, multi_phase: bool, trainer_in: Callable[..., pl.Trainer]
+) -> None:
+    from finetuning_scheduler import FTSCheckpoint
+
+    given = (FTSCheckpoint if multi_phase else ModelCheckpoint)(**arguments)
+    with pytest.raises(MisconfigurationException, match=pattern):
+        trainer_in(callbacks=[scheduler(), given]).fit(Toy())
+
+
+@pytest.mark.parametrize("arguments", [{"monitor": "val_loss", "save_top_k": 0}, {"every_n_epochs": 2}])
+def test_without_restoring_the_best_any_checkpointing_will_do(
+    arguments: dict[str, Any], trainer_in: Callable[..., pl.Trainer]
+) -> None:
+    trainer = trainer_in(callbacks=[scheduler(restore_best=False), ModelCheckpoint(**arguments)])
+    trainer.fit(Toy())
+    assert trainer.current_epoch == 6
+
+
+@pytest.mark.parametrize("kind", ["stopping", "saving"])
+def test_an_absent_metric_lists_those_that_were_logged(kind: str, trainer_in: Callable[..., pl.Trainer]) -> None:
+    given: Callback = EarlyStopping("typo") if kind == "stopping" else ModelCheckpoint(monitor="typo")
+    with pytest.raises((MisconfigurationException, RuntimeError)) as error:
+        trainer_in(callbacks=[scheduler(), given]).fit(ToyWithAccuracy())
+    assert all(name in str(error.value) for name in ("typo", "val_loss", "val_accuracy"))
+
+
+def test_early_stopping_checks_after_validation_unless_told_otherwise(trainer_in: Callable[..., pl.Trainer]) -> None:
+    """At the end of validation a checkpoint of the same epoch already knows the outcome."""
+    trainer = set_up(trainer_in, [scheduler()])
+    seen: list[int] = []
+
+    class Watch(Callback):
+        def on_validation_end(self, *_: Any) -> None:
+            seen.append(of_type(self.trainer, EarlyStopping).wait_count)
+
+    watch = Watch()
+    recipe = simple_recipe(scores=(1.0, 2.0))
+    trainer = trainer_in(max_epochs=2, callbacks=[scheduler(), EarlyStopping("val_loss", patience=5), watch])
+    watch.trainer = trainer
+    trainer.fit(Toy(recipe))
+    assert seen == [0, 1]

@@ -1,0 +1,272 @@
+"""LightningModules, a recorder and a runner for the recipes of ``reference``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from reference import (
+    SEED,
+    Epoch,
+    History,
+    PhaseSpec,
+    Recipe,
+    Step,
+    build_network,
+    group_names,
+    learning_rates,
+    loader,
+    mlp,
+    snapshot,
+    train_data,
+    val_data,
+)
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+
+def pair(layer: str) -> tuple[str, str]:
+    return (f"network.{layer}.bias", f"network.{layer}.weight")
+
+
+HEAD, THIRD, SECOND, FIRST = pair("head"), pair("third"), pair("second"), pair("first")
+
+
+def momentum_sgd(parameters: Any) -> Optimizer:
+    return SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+class Toy(pl.LightningModule):
+    """Trains one of the reference networks; ``scores`` replaces the validation loss epoch by epoch."""
+
+    def __init__(self, recipe: Recipe | None = None) -> None:
+        super().__init__()
+        self.recipe = recipe if recipe is not None else simple_recipe()
+        self.network = build_network(self.recipe.network)
+        if self.recipe.no_decay:
+            self.no_decay = list(self.recipe.no_decay)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        loss = nn.functional.mse_loss(self(batch[0]), batch[1])
+        scores = self.recipe.scores
+        self.log("val_loss", loss if scores is None else torch.tensor(scores[self.current_epoch]), batch_size=8)
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.log("test_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+    def optimizer_parameters(self) -> Any:
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.recipe.optimizer(self.optimizer_parameters())
+        if self.recipe.scheduler is None:
+            return optimizer
+        config = {
+            "scheduler": self.recipe.scheduler(optimizer),
+            "interval": self.recipe.interval,
+            "frequency": self.recipe.frequency,
+            "monitor": "val_loss",
+        }
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def train_dataloader(self) -> Any:
+        return loader(train_data())
+
+    def val_dataloader(self) -> Any:
+        return loader(val_data(), 8)
+
+    def test_dataloader(self) -> Any:
+        return loader(val_data(), 8)
+
+
+class ToyOverAll(Toy):
+    """The optimizer holds every parameter, as in most user code."""
+
+    def optimizer_parameters(self) -> Any:
+        return list(self.parameters())
+
+
+class ToyData(pl.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return loader(train_data())
+
+    def val_dataloader(self) -> Any:
+        return loader(val_data(), 8)
+
+
+class ToyResumable(Toy):
+    """Lightning continues inside an epoch."""
+
+    def train_dataloader(self) -> Any:
+        return ResumableBatches()
+
+
+class ResumableBatches:
+    """An iterable of batches that continues where its state says."""
+
+    def __init__(self) -> None:
+        self.batches = list(loader(train_data()))
+        self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        if self.position == len(self.batches):
+            self.position = 0
+        while self.position < len(self.batches):
+            self.position += 1
+            yield self.batches[self.position - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.position = state["position"]
+
+
+class Recorder(Callback):
+    """Observes what the reference loop records. List it after the callback under test."""
+
+    def __init__(self, phase_of: Callable[[], int] = lambda: 0) -> None:
+        self.history = History()
+        self.phase_of = phase_of
+
+    def on_train_start(self, *_: Any) -> None:
+        torch.manual_seed(SEED)
+
+    def on_before_optimizer_step(self, *arguments: Any) -> None:
+        self.history.steps.append(Step(self.phase_of(), learning_rates(arguments[-1])))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (optimizer,) = trainer.optimizers
+        weights = snapshot(pl_module)
+        groups = group_names(pl_module, optimizer)
+        lrs = learning_rates(optimizer)
+        self.history.epochs.append(Epoch(trainer.current_epoch, self.phase_of(), weights, groups, lrs))
+
+
+class SaveAt(Checkpoint):
+    """Saves at every call of one hook, after all other callbacks; keeps a copy of the checkpoint directory as it was.
+
+    ``files`` maps the checkpoint to that copy, so that a session killed at this very moment can be resumed.
+    """
+
+    def __init__(self, hook: str, root: Path) -> None:
+        self.root = root
+        self.files: dict[Path, Path] = {}
+        self.steps: dict[Path, int] = {}
+        setattr(self, hook, self.save)
+
+    def save(self, trainer: pl.Trainer, *_: Any) -> None:
+        number = len(self.files)
+        checkpoint, copied = self.root / "saved" / f"{number}.ckpt", self.root / "copies" / str(number)
+        trainer.save_checkpoint(checkpoint)
+        copied.mkdir(parents=True)
+        if (self.root / "checkpoints").exists():
+            shutil.copytree(self.root / "checkpoints", copied, dirs_exist_ok=True)
+        self.files[checkpoint] = copied
+        self.steps[checkpoint] = trainer.global_step
+
+
+def simple_recipe(**changes: Any) -> Recipe:
+    """Three phases of the small network, two epochs each."""
+    phases = (
+        PhaseSpec(HEAD, max_epoch=2),
+        PhaseSpec(THIRD, lr=0.05, max_epoch=4),
+        PhaseSpec(SECOND, lr=0.02),
+    )
+    return replace(Recipe(phases=phases, epochs=6, optimizer=momentum_sgd), **changes)
+
+
+def schedule_of(recipe: Recipe) -> dict[int, dict[str, Any]]:
+    """The recipe's phases in the form a user writes."""
+    schedule: dict[int, dict[str, Any]] = {}
+    for index, phase in enumerate(recipe.phases):
+        entry: dict[str, Any] = {"params": list(phase.params)}
+        if phase.lr is not None:
+            entry["lr"] = phase.lr
+        if phase.max_epoch >= 0:
+            entry["max_transition_epoch"] = phase.max_epoch
+        if phase.max_step >= 0:
+            entry["max_transition_step"] = phase.max_step
+        schedule[index] = entry
+    return schedule
+
+
+def make_trainer(root: Path, **options: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {
+        "default_root_dir": root,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "max_epochs": 6,
+    }
+    return pl.Trainer(**(defaults | options))
+
+
+class Session:
+    """One fit of a recipe with the callback under test, and what was observed of it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: Path,
+        module: type[Toy] = Toy,
+        checkpoint: Mapping[str, Any] | None = None,
+        extra_callbacks: tuple[Callback, ...] = (),
+        scheduler_options: Mapping[str, Any] | None = None,
+        explicit: bool = True,
+        **trainer_options: Any,
+    ) -> None:
+        from finetuning_scheduler import FinetuningScheduler
+
+        options: dict[str, Any] = {
+            "restore_best": recipe.restore_best,
+            "base_max_lr": recipe.base_max_lr,
+            "apply_lambdas_new_pgs": recipe.apply_lambdas,
+        }
+        if explicit:
+            options["ft_schedule"] = schedule_of(recipe)
+        self.scheduler = FinetuningScheduler(**(options | dict(scheduler_options or {})))
+        self.recorder = Recorder(lambda: self.scheduler.curr_depth)
+        patience = 1000 if recipe.patience is None else recipe.patience
+        stopping = EarlyStopping("val_loss", patience=patience, min_delta=recipe.min_delta)
+        saving = ModelCheckpoint(**({"monitor": "val_loss", "dirpath": root / "checkpoints"} | dict(checkpoint or {})))
+        limits = {"max_epochs": recipe.epochs, "accumulate_grad_batches": recipe.accumulate}
+        self.trainer = make_trainer(
+            root,
+            callbacks=[self.scheduler, stopping, saving, self.recorder, *extra_callbacks],
+            **(limits | trainer_options),
+        )
+        self.module = module(recipe)
+
+    @property
+    def history(self) -> History:
+        return self.recorder.history
+
+    def fit(self, **arguments: Any) -> Session:
+        self.trainer.fit(self.module, **arguments)
+        return self
+
+
+def unscheduled() -> Recipe:
+    """One phase that trains everything: what plain Lightning does without any callback."""
+    everything = (*HEAD, *THIRD, *SECOND, *FIRST)
+    return Recipe(phases=(PhaseSpec(everything),), epochs=3, optimizer=momentum_sgd, network=mlp)
