@@ -17,10 +17,10 @@ import torch
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
     from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
     from lightning.pytorch.trainer.states import TrainerFn
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 else:
 
     def _package() -> str:
@@ -58,10 +58,10 @@ __all__ = [
     "Strategy",
     "Trainer",
     "TrainerFn",
+    "callbacks_of",
     "load_model_and_precision",
     "pl",
-    "plateau_schedulers",
-    "will_skip_plateau_step",
+    "step_plateau_schedulers",
 ]
 
 
@@ -140,14 +140,15 @@ def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) ->
         connector._loaded_checkpoint = previous
 
 
-def plateau_schedulers(trainer: Trainer) -> list[Any]:
-    """List the configurations of schedulers that step on a metric after each epoch."""
-    return [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau and c.interval == "epoch"]
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the trainer's own list of callbacks, which its hooks go through."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    return callbacks
 
 
-def will_skip_plateau_step(trainer: Trainer) -> bool:
-    """Whether Lightning is about to end an epoch without stepping schedulers that wait for a metric.
-
-    It does so in the epoch in which a run was resumed, since it does not save metrics.
-    """
-    return bool(trainer.fit_loop.restarting)
+def step_plateau_schedulers(trainer: Trainer) -> None:
+    """Step the schedulers that wait for a metric, for the epoch that has just ended, as Lightning would have."""
+    for config in trainer.lr_scheduler_configs:
+        due = config.reduce_on_plateau and config.interval == "epoch" and trainer.current_epoch % config.frequency == 0
+        if due and config.monitor in trainer.callback_metrics:
+            trainer.lightning_module.lr_scheduler_step(config.scheduler, trainer.callback_metrics[config.monitor])

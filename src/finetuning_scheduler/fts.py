@@ -1,4 +1,4 @@
-"""The callback: PyTorch Lightning's hooks, each a few lines that call the engine in :mod:`finetuning_scheduler.core`."""
+"""The callback: PyTorch Lightning's hooks, each a few lines that call the engine in ``finetuning_scheduler.core``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ._lightning import (
     MisconfigurationException,
     Trainer,
     TrainerFn,
+    step_plateau_schedulers,
 )
 from .callbacks.checkpoint import FTSCheckpoint
 from .callbacks.configuration import (
@@ -118,6 +119,7 @@ class FinetuningScheduler(AttachableCallback):
         self._loaded: dict[str, Any] | None = None
         self._epoch_boundary = True
         self._modes_are_stale = False
+        self._owes_plateau_step = False
         self._problems: list[Problem] = []
         self._schedule_source = ft_schedule
         self._requested_max_depth = max_depth
@@ -234,9 +236,12 @@ class FinetuningScheduler(AttachableCallback):
         self._announce(trainer, self._runner)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set module modes; end a session at once that had ended when its checkpoint was written."""
+        """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
         _, runner = self._fitting()
         runner.apply_module_modes()
+        if self._loaded is not None:
+            trainer.callback_metrics.update(self._loaded.get("metrics", {}))
+        self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
         early_stopping = find(trainer, FTSEarlyStopping)
         over = self.depth_remaining == 0 and self._limit_reached(trainer, trainer.current_epoch)
         if over or (early_stopping is not None and early_stopping.has_stopped_session):
@@ -244,15 +249,16 @@ class FinetuningScheduler(AttachableCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on to the next phase if it is due."""
+        if self._owes_plateau_step:
+            step_plateau_schedulers(trainer)
+        self._owes_plateau_step = False
         self._epoch_boundary = True
         if self.should_transition(trainer):
             self.step()
         self._fitting()[1].apply_module_modes()
         self._modes_are_stale = False
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Go on to the next phase if it is due inside the epoch, at the first batch of a gradient accumulation."""
         runner = self._runner
         if runner is None:
@@ -283,6 +289,8 @@ class FinetuningScheduler(AttachableCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the session at the last phase's epoch limit."""
+        # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
+        self._owes_plateau_step = trainer.fit_loop.restarting
         if self.depth_remaining == 0 and self._limit_reached(trainer, trainer.current_epoch + 1):
             self._stop(trainer, Reason.EPOCH)
 
@@ -298,7 +306,12 @@ class FinetuningScheduler(AttachableCallback):
         checkpoint = find(self.trainer, FTSCheckpoint)
         if checkpoint is not None:
             self._runner.progress.best_phase = checkpoint.best_ckpt_depth
-        return self._runner.state_dict()
+        metrics = {name: value.detach().cpu().clone() for name, value in self.trainer.callback_metrics.items()}
+        return {**self._runner.state_dict(), "metrics": metrics}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
+        self._loaded = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's progress for the fit that is about to start."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 from .callbacks.checkpoint import FTSCheckpoint
 from .callbacks.early_stopping import FTSEarlyStopping
 from .core.artifacts import ScheduleImplMixin

@@ -159,18 +159,20 @@ def print_outcomes(title: str, outcomes: Sequence[Outcome], *, held_out: str, co
     """
     console = console or Console()
     ways = Table("way", title=title, title_justify="left", caption_justify="left")
-    ways.add_column(f"accuracy on {held_out}, best checkpoint", justify="right")
-    ways.add_column("epochs", justify="right")
-    ways.add_column("seconds", justify="right")
+    ways.caption = f"accuracy: of the best checkpoint, on {held_out}"
+    for heading in ("accuracy", "epochs", "seconds"):
+        ways.add_column(heading, justify="right")
     for outcome in outcomes:
         ways.add_row(outcome.way, f"{outcome.accuracy:.1%}", str(outcome.epochs), f"{outcome.seconds:.1f}")
-    console.print(ways)
+    console.print(ways, "", _phase_table(outcomes))
 
-    phases = Table("way", "phase", "epochs", "ended by", title="Phases", title_justify="left")
-    phases.add_column("trainable parameters", justify="right")
+
+def _phase_table(outcomes: Sequence[Outcome]) -> Table:
+    table = Table("way", "phase", "epochs", "ended by", title="Phases", title_justify="left")
+    table.add_column("trainable", justify="right")
     for outcome in outcomes:
         for record in outcome.phases:
             epochs = f"{record.first_epoch} to {record.last_epoch}"
-            phases.add_row(outcome.way, str(record.depth), epochs, record.ended_by, f"{record.trainable:,}")
-        phases.add_section()
-    console.print(phases)
+            table.add_row(outcome.way, str(record.depth), epochs, record.ended_by, f"{record.trainable:,}")
+        table.add_section()
+    return table

@@ -58,6 +58,7 @@ class TextClassifier(L.LightningModule):
         self.lr = lr
         self.head_lr = head_lr
         self.model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes)
+        self.model.train()  # it comes in eval mode, without dropout
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Map token tensors (batch, length) to logits (batch, classes)."""

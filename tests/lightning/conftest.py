@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"))
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
+    """What the package has said so far through its logger, from INFO upwards."""
+    caplog.set_level(logging.INFO, logger="finetuning_scheduler")
+    name = "finetuning_scheduler"
+    return lambda: [record.getMessage() for record in caplog.records if record.name.split(".")[0] == name]
 
 
 @pytest.fixture

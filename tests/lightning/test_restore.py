@@ -118,12 +118,12 @@ def test_a_lost_only_checkpoint_is_an_error(action: Any, tmp_path: Path) -> None
         session.fit()
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_resuming_from_the_next_best_as_the_error_says(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException):
         Session(EPOCHS, tmp_path, checkpoint={"save_top_k": 2}, extra_callbacks=(Meddle(1, delete),)).fit()
     next_best = tmp_path / "checkpoints" / "epoch=1-step=8.ckpt"
-    with pytest.warns(UserWarning, match="dirpath has changed"):
-        resumed = Session(EPOCHS, tmp_path / "fresh").fit(ckpt_path=next_best)
+    resumed = Session(EPOCHS, tmp_path / "fresh").fit(ckpt_path=next_best)
     assert [(epoch.number, epoch.phase) for epoch in resumed.history.epochs] == [(2, 1), (3, 1), (4, 2)]
 
 
@@ -205,9 +205,14 @@ def test_the_best_depth_stays_with_the_best_path(
     assert isinstance(saving, ModelCheckpoint)
     assert best_path(session.trainer).name.split("-")[0] == best
     assert saving.best_ckpt_depth == depth_of(best_path(session.trainer).name, tmp_path)
-    assert saving.current_ckpt_depth == 2
     phase_of_epoch = {f"epoch={epoch.number}": epoch.phase for epoch in session.history.epochs}
     assert [depth for _, depth, _ in depths.seen] == [phase_of_epoch[epoch] for *_, epoch in depths.seen]
+
+
+def test_the_current_depth_is_that_of_the_latest_checkpoint(tmp_path: Path) -> None:
+    session = Session(EPOCHS, tmp_path, checkpoint={"save_top_k": -1}).fit()
+    saving = session.trainer.checkpoint_callback
+    assert (saving.current_ckpt_depth, saving.best_ckpt_depth) == (2, 0)
 
 
 def test_restore_best_ckpt_can_be_overridden(tmp_path: Path) -> None:
@@ -220,7 +225,5 @@ def test_restore_best_ckpt_can_be_overridden(tmp_path: Path) -> None:
             calls.append(self.curr_depth)
             super().restore_best_ckpt()
 
-    session = Session(EPOCHS, tmp_path)
-    session.scheduler.__class__ = Watching
-    session.fit()
+    Session(EPOCHS, tmp_path, scheduler_class=Watching).fit()
     assert len(calls) == 2

@@ -1,7 +1,9 @@
 """A session that is killed and resumed does what the uninterrupted one did, wherever the checkpoint was saved.
 
 What plain Lightning itself cannot continue exactly is left out: checkpoints saved at the start of an epoch or of a
-batch, and the step that ``ReduceLROnPlateau`` makes at the end of the very epoch a checkpoint belongs to.
+batch (the rest of the epoch is skipped), after an epoch's last batch (its validation is skipped), after validation
+where ModelCheckpoint saves later than that (metrics are not saved), and the step that ``ReduceLROnPlateau`` makes at
+the end of the very epoch a checkpoint belongs to.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import History, PhaseSpec, Recipe, assert_same_epochs
+from reference import BATCHES_PER_EPOCH, History, PhaseSpec, Recipe, assert_same_epochs
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, StepLR
 from toys import (
@@ -70,6 +72,14 @@ RECIPES = {
 }
 
 
+# Where ModelCheckpoint saves, so that a checkpoint written by a hook knows of the one of the same epoch.
+WHEN_SAVED: dict[str, dict[str, Any]] = {
+    "on_train_epoch_end": {},
+    "on_validation_end": {"save_on_train_epoch_end": False},
+    "on_train_batch_end": {},
+}
+
+
 def roll_back(root: Path, copied: Path) -> None:
     """Put the checkpoint directory back to what it was when a checkpoint was saved."""
     shutil.rmtree(root / "checkpoints", ignore_errors=True)
@@ -86,21 +96,25 @@ def assert_continues(resumed: History, uninterrupted: History, steps_done: int) 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_resuming_from_any_moment(recipe: Recipe, hook: str, tmp_path: Path) -> None:
     saver = SaveAt(hook, tmp_path)
-    uninterrupted = Session(recipe, tmp_path, module=ToyResumable, extra_callbacks=(saver,)).fit().history
-    resumable = [path for path, steps in saver.steps.items() if steps < len(uninterrupted.steps)]
-    for checkpoint in resumable[:: 3 if hook == "on_train_batch_end" else 1]:
+    options: dict[str, Any] = {"module": ToyResumable, "checkpoint": WHEN_SAVED[hook]}
+    uninterrupted = Session(recipe, tmp_path, extra_callbacks=(saver,), **options).fit().history
+    checkpoints = [path for path, steps in saver.steps.items() if steps < len(uninterrupted.steps)]
+    if hook == "on_train_batch_end":
+        checkpoints = [path for path in checkpoints if saver.steps[path] % BATCHES_PER_EPOCH][::2]
+    for checkpoint in checkpoints:
         roll_back(tmp_path, saver.files[checkpoint])
-        resumed = Session(recipe, tmp_path, module=ToyResumable).fit(ckpt_path=checkpoint).history
+        resumed = Session(recipe, tmp_path, **options).fit(ckpt_path=checkpoint).history
         assert_continues(resumed, uninterrupted, saver.steps[checkpoint])
 
 
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_end"])
 def test_resuming_from_the_end_of_an_epoch_needs_no_resumable_loader(hook: str, tmp_path: Path) -> None:
     saver = SaveAt(hook, tmp_path)
-    uninterrupted = Session(MIXED, tmp_path, extra_callbacks=(saver,)).fit().history
+    options: dict[str, Any] = {"checkpoint": WHEN_SAVED[hook]}
+    uninterrupted = Session(MIXED, tmp_path, extra_callbacks=(saver,), **options).fit().history
     for checkpoint in list(saver.files)[:-1]:
         roll_back(tmp_path, saver.files[checkpoint])
-        resumed = Session(MIXED, tmp_path).fit(ckpt_path=checkpoint).history
+        resumed = Session(MIXED, tmp_path, **options).fit(ckpt_path=checkpoint).history
         assert_continues(resumed, uninterrupted, saver.steps[checkpoint])
 
 
@@ -252,6 +266,7 @@ def test_a_session_that_was_over_stays_over(hook: str, tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], tensor) for name, tensor in uninterrupted.epochs[-1].weights.items())
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_checkpoint_written_without_the_callback_is_refused(tmp_path: Path) -> None:
     recipe = simple_recipe(epochs=2)
     trainer = make_trainer(tmp_path, max_epochs=1, callbacks=[ModelCheckpoint(tmp_path / "plain", save_last=True)])

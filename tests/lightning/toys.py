@@ -233,6 +233,7 @@ class Session:
         extra_callbacks: tuple[Callback, ...] = (),
         scheduler_options: Mapping[str, Any] | None = None,
         explicit: bool = True,
+        scheduler_class: type[Any] | None = None,
         **trainer_options: Any,
     ) -> None:
         from finetuning_scheduler import FinetuningScheduler
@@ -244,7 +245,7 @@ class Session:
         }
         if explicit:
             options["ft_schedule"] = schedule_of(recipe)
-        self.scheduler = FinetuningScheduler(**(options | dict(scheduler_options or {})))
+        self.scheduler = (scheduler_class or FinetuningScheduler)(**(options | dict(scheduler_options or {})))
         self.recorder = Recorder(lambda: self.scheduler.curr_depth)
         patience = 1000 if recipe.patience is None else recipe.patience
         stopping = EarlyStopping("val_loss", patience=patience, min_delta=recipe.min_delta)

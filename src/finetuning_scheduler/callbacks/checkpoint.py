@@ -51,13 +51,12 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
 
     def ranked_paths(self) -> list[str]:
         """List the paths of the kept checkpoints, best first."""
-        return sorted(
-            self.best_k_models, key=lambda path: float(self.best_k_models[path]), reverse=self.mode == "max"
-        )
+        return sorted(self.best_k_models, key=lambda path: float(self.best_k_models[path]), reverse=self.mode == "max")
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``ModelCheckpoint``'s state, the depths, and the monitored value at this moment."""
-        score = None if self._trainer is None or self.monitor is None else self._trainer.callback_metrics.get(self.monitor)
+        metrics = {} if self._trainer is None else self._trainer.callback_metrics
+        score = None if self.monitor is None else metrics.get(self.monitor)
         return {
             **super().state_dict(),
             "current_ckpt_depth": self._depth(),

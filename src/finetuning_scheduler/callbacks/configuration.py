@@ -9,6 +9,7 @@ from .._lightning import LightningModule, SingleDeviceStrategy, Trainer
 from ..core.param_groups import SUPPORTED_LR_SCHEDULERS
 from ..core.plan import Plan
 from ..core.schedule import Schedule
+from ..core.thaw import FrozenModulesMode
 from ..errors import Problem
 from .checkpoint import FTSCheckpoint
 from .wiring import find
@@ -21,7 +22,7 @@ class Configuration(Protocol):
     restore_best: bool
     epoch_transitions_only: bool
     allow_untested: bool
-    frozen_modules_mode: str
+    frozen_modules_mode: FrozenModulesMode
 
 
 def configuration_problems(configuration: Configuration, max_depth: int, trainer: Trainer) -> list[Problem]:

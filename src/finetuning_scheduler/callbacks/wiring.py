@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .._lightning import Callback, EarlyStopping, ModelCheckpoint, Trainer
+from .._lightning import Callback, EarlyStopping, ModelCheckpoint, Trainer, callbacks_of
 from ..errors import Problem
 from .checkpoint import FTSCheckpoint
 from .early_stopping import FTSEarlyStopping
@@ -27,7 +27,7 @@ def install(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> list
     Returns:
         What is wrong with the user's configuration.
     """
-    callbacks = trainer.callbacks
+    callbacks = callbacks_of(trainer)
     _drop_default_checkpoint(callbacks)
     problems = [
         *_substitute(callbacks, EarlyStopping, FTSEarlyStopping),
@@ -43,7 +43,7 @@ def install(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> list
 
 def find(trainer: Trainer, kind: type[C]) -> C | None:
     """Return the trainer's callback of that kind."""
-    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)
+    return next((callback for callback in callbacks_of(trainer) if isinstance(callback, kind)), None)
 
 
 def _all(callbacks: list[Callback], kind: type[Callback]) -> list[Callback]:
@@ -71,7 +71,7 @@ def _substitute(callbacks: list[Callback], base: type[Callback], multi_phase: ty
         return [Problem(message, fix=f"Keep one {base.__name__} or {multi_phase.__name__}.")]
     for index, callback in present:
         if type(callback) is base:
-            callbacks[index] = _multi_phase_form(callback, multi_phase)
+            callbacks[index] = _multi_phase_form(callback, multi_phase(monitor=DEFAULT_MONITOR))
         elif not isinstance(callback, multi_phase):
             message = f"expected {base.__name__} or {multi_phase.__name__}, got its subclass {type(callback).__name__}"
             fix = f"Derive {type(callback).__name__} from finetuning_scheduler.{multi_phase.__name__}."
@@ -79,13 +79,12 @@ def _substitute(callbacks: list[Callback], base: type[Callback], multi_phase: ty
     return []
 
 
-def _multi_phase_form(callback: Callback, multi_phase: type[C]) -> C:
-    """Build the multi-phase form with the same behaviour in every argument.
+def _multi_phase_form(callback: Callback, form: C) -> C:
+    """Give ``form`` the same behaviour as a user's callback in every argument.
 
     The instance's attributes are taken over instead of its arguments: the base classes store some of these under
     another name or sign, and attributes stay right when a release of Lightning adds an argument.
     """
-    form = multi_phase(monitor=callback.monitor)
     form.__dict__.update({name: _own(value) for name, value in vars(callback).items()})
     return form
 

@@ -1,1 +1,36 @@
-"""The engine: a schedule is data, and these are functions on it. Needs PyTorch, not Lightning."""
+"""The engine: schedules, thawing, transitions and parameter groups, for PyTorch with no Lightning installed."""
+
+from .artifacts import save_schedule
+from .generate import generate
+from .plan import Plan, PlannedGroup, PlannedPhase
+from .runner import PhaseRunner, Transition
+from .schedule import LRSchedulerSpec, OptimizerSpec, Phase, Schedule, json_schema
+from .selectors import Resolution, resolve
+from .snapshot import Snapshot
+from .thaw import FrozenModulePolicy, set_trainable
+from .transitions import Decision, Patience, Progress, Reason, decide
+
+__all__ = [
+    "Decision",
+    "FrozenModulePolicy",
+    "LRSchedulerSpec",
+    "OptimizerSpec",
+    "Patience",
+    "Phase",
+    "PhaseRunner",
+    "Plan",
+    "PlannedGroup",
+    "PlannedPhase",
+    "Progress",
+    "Reason",
+    "Resolution",
+    "Schedule",
+    "Snapshot",
+    "Transition",
+    "decide",
+    "generate",
+    "json_schema",
+    "resolve",
+    "save_schedule",
+    "set_trainable",
+]

@@ -50,9 +50,7 @@ def save_schedule(
     return path
 
 
-def save_renumbered(
-    phases: Mapping[int, Any], model: nn.Module, directory: str | PathLike[str]
-) -> Path:
+def save_renumbered(phases: Mapping[int, Any], model: nn.Module, directory: str | PathLike[str]) -> Path:
     """Write a renumbered copy of a schedule whose phase numbers have gaps, and return its path."""
     path = Path(directory) / f"{type(model).__name__}_ft_schedule_valid.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +70,7 @@ class ScheduleImplMixin:
     """Schedule generation under its documented name."""
 
     @staticmethod
-    def gen_ft_schedule(
-        module: nn.Module, dump_loc: str | PathLike[str], heuristic: Heuristic = "pairs"
-    ) -> Path:
+    def gen_ft_schedule(module: nn.Module, dump_loc: str | PathLike[str], heuristic: Heuristic = "pairs") -> Path:
         """Write the default schedule of any module to ``<dump_loc>/<Class>_ft_schedule.yaml`` and return that path.
 
         Raises:

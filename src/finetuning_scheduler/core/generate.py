@@ -15,8 +15,8 @@ from finetuning_scheduler.errors import Problem, ScheduleError
 
 Heuristic = Literal["pairs", "blocks"]
 
-# kinds of blocks that hold less than this share of what all repeated blocks hold are not worth phases of their own,
-# such as the two linear layers of a head
+# a kind of block that holds less than this share of what the largest kind holds is not worth phases of its own, such as
+# the two linear layers of a head
 MIN_KIND_SHARE = 0.1
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _Kind = tuple[type[nn.Module], tuple[str, ...]]
@@ -32,7 +32,7 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
     - `blocks`: one phase for each repeated block, last block first; what comes after the blocks (the head), between
       them, and before them (the embeddings) makes phases of its own. Blocks are modules of one kind in the same
       `Sequential`, `ModuleList`, or module with numbered children. Only the outermost count, of kinds that hold a
-      good share of the repeated parameters; several towers each keep their blocks. A model with no repeated block
+      good share of the parameters; several towers each keep their blocks. A model with no repeated block
       gets the schedule of `pairs`.
     """
     names = [
@@ -100,7 +100,7 @@ def _main_blocks(model: nn.Module) -> set[str]:
     for path, module, kind in _repeated(model, ""):
         blocks[kind].append(path)
         sizes[kind] += sum(map(_size, module.parameters()))
-    least = MIN_KIND_SHARE * sum(sizes.values())
+    least = MIN_KIND_SHARE * max(sizes.values(), default=0)
     return {path for kind, paths in blocks.items() if sizes[kind] >= least for path in paths}
 
 

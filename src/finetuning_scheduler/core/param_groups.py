@@ -97,9 +97,7 @@ def add_group(
         _grow(scheduler, optimizer.param_groups[-1], apply_lambdas=apply_lambdas)
 
 
-def keep_only(
-    optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: Collection[nn.Parameter]
-) -> None:
+def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: Collection[nn.Parameter]) -> None:
     """Take all other parameters out of the optimizer, in place; groups left empty go, schedulers are realigned.
 
     The optimizer and its groups stay the same objects with their hyper-parameters, so whatever refers to them goes on
@@ -115,7 +113,7 @@ def keep_only(
     for scheduler in lr_schedulers:
         _select(scheduler, remaining, len(optimizer.param_groups))
     optimizer.param_groups[:] = [optimizer.param_groups[index] for index in remaining]
-    for parameter in [p for p in optimizer.state if isinstance(p, torch.Tensor) and id(p) not in kept_ids]:
+    for parameter in [p for p in optimizer.state if id(p) not in kept_ids]:
         del optimizer.state[parameter]
 
 
@@ -149,9 +147,7 @@ def _group_differences(present: Sequence[Sequence[str]], stored: Sequence[Sequen
     return problems
 
 
-def state_by_name(
-    state_dict: Mapping[str, Any], names: Sequence[Sequence[str]]
-) -> dict[str, dict[str, Any]]:
+def state_by_name(state_dict: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
     """Key an optimizer ``state_dict``'s per-parameter state by name instead of position."""
     position_to_name = {
         position: name

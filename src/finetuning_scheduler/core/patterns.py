@@ -53,16 +53,28 @@ def number_boundaries(pattern: str) -> list[int]:
     return [place for place in dots if _is_after_number(tokens, place) or _is_before_number(tokens, place)]
 
 
-def with_boundaries(pattern: str, places: Collection[int], boundary: str) -> str:
-    r"""Put `boundary` between the number and what the dots at `places` match: `1.*` becomes `1\..*`, `1.` `1\.`."""
+def with_dots_escaped(pattern: str, places: Collection[int]) -> str:
+    r"""Let the dots at `places` match dots only: `1.*` becomes `1\..*`, and `.*1` becomes `.*\.1`."""
+    return _with_boundaries(pattern, places, r"\.", r"\.", keep_dot=False)
+
+
+def with_numbers_guarded(pattern: str, places: Collection[int]) -> str:
+    r"""Let the dots at `places` match no further digit: `1.*` becomes `1(?!\d).*`, and `.*1` becomes `.*(?<!\d)1`."""
+    return _with_boundaries(pattern, places, r"(?!\d)", r"(?<!\d)", keep_dot=True)
+
+
+def _with_boundaries(pattern: str, places: Collection[int], after: str, before: str, *, keep_dot: bool) -> str:
+    """Put a boundary after or before the numbers; a dot without a quantifier gives way to it unless it is kept."""
     tokens = _TOKEN.findall(pattern)
     for place in places:
-        if not _is_quantified(tokens, place):
-            tokens[place] = boundary
-        elif _is_after_number(tokens, place):
-            tokens[place] = f"{boundary}."
+        quantified = _is_quantified(tokens, place)
+        dot = "." if quantified or keep_dot else ""
+        if _is_after_number(tokens, place):
+            tokens[place] = f"{after}{dot}"
+        elif quantified:
+            tokens[place + 1] += before
         else:
-            tokens[place + 1] += boundary
+            tokens[place] = f"{dot}{before}"
     return "".join(tokens)
 
 

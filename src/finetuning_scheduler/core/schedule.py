@@ -200,12 +200,17 @@ class _Drafter:
         for key in data:
             number = _phase_number(key)
             if number is None or number < 0:
-                self._problem((key,), f"expected a phase number (0, 1, 2, ...) as key, got {_shown(key)}")
+                self._problem(
+                    (key,),
+                    f"expected a phase number (0, 1, 2, ...) as key, got {_shown(key)}",
+                    "number the phases from 0",
+                )
             elif number in keys:
                 self._problem(
                     (key,),
                     f"expected each phase number once, got {_shown(keys[number])} and {_shown(key)}",
-                    phase=number,
+                    "remove one of the two",
+                    number,
                 )
             else:
                 keys[number] = key
@@ -235,7 +240,7 @@ class _Drafter:
         try:
             raw = _plain(data[key])
         except _TooDeepError:
-            self._problem((key,), f"expected at most {MAX_DEPTH} nested levels, got more", phase=number)
+            self._problem((key,), f"expected at most {MAX_DEPTH} nested levels, got more", "flatten it", number)
             return None
         if not isinstance(raw, dict):
             self._problem(
@@ -251,7 +256,7 @@ class _Drafter:
         for name in ("new_optimizer", "new_lr_scheduler"):
             if kept.pop(name, None) is not None:
                 self._problem(
-                    (key, name), f"expected `{name}` in later phases only", "remove it, or move it to phase 1", 0
+                    (key, name), f"expected `{name}` in later phases only", "remove it, or move it to a later phase", 0
                 )
         if kept.get("lr") is not None:
             kept.pop("lr")
@@ -263,7 +268,8 @@ class _Drafter:
         try:
             return Phase.model_validate(raw)
         except ValidationError as error:
-            wrong = error.errors(include_url=False)
+            # a list with a wrong item is not also too short
+            wrong = [details for details in error.errors(include_url=False) if not _is_repeated(details)]
         for details in wrong:
             message, fix = _explained(details)
             self._problem((key, *details["loc"]), message, fix, number)
@@ -313,42 +319,51 @@ def _phase_number(key: Any) -> int | None:
         number = int(key)
     except (ValueError, OverflowError):
         return None
-    return None if isinstance(key, float) and number != key else number
+    if number.bit_length() > 63 or (isinstance(key, float) and number != key):
+        return None
+    return number
 
 
-# pydantic's error types, in the words of this package
+# pydantic's error types in the words of this package: what was expected, and what to do
 _EXPECTED = {
-    "string_type": "a string",
-    "string_too_short": "a non-empty string",
-    "int_type": "an integer",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "too_short": "a list of at least one item",
-    "dict_type": "a mapping",
-    "model_type": "a mapping",
+    "string_type": ("a string", "write text, in quotes if it looks like a number"),
+    "string_too_short": ("a non-empty string", "fill it in, or remove it"),
+    "int_type": ("an integer", "write a whole number without quotes"),
+    "float_type": ("a number", "write a number without quotes, such as 1.0e-05"),
+    "finite_number": ("a finite number", "write a number such as 1.0e-05"),
+    "greater_than": ("a number greater than 0", "write a number such as 1.0e-05"),
+    "bool_type": ("true or false", "write true or false without quotes"),
+    "tuple_type": ("a list", "write a list"),
+    "too_short": ("a list of at least one item", "fill it in, or remove it"),
+    "dict_type": ("a mapping", "write `key: value` pairs below it"),
+    "model_type": ("a mapping", "write `key: value` pairs below it"),
 }
 
 
-def _explained(details: Mapping[str, Any]) -> tuple[str, str | None]:
+def _explained(details: Mapping[str, Any]) -> tuple[str, str]:
     """The message and fix for one of pydantic's errors about a phase."""
     kind, location, value = details["type"], details["loc"], details["input"]
-    name = ".".join(str(part) for part in location)
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
     if kind == "missing":
         return f"expected the key `{name}`, got none", f"add `{location[-1]}`"
     if kind == "extra_forbidden":
         return _unknown_key(location)
     if kind == "invalid_key":
-        return f"expected keys that are strings, got {_shown(location[-1])}", "quote the key"
-    if kind == "greater_than":
-        expected = f"a number greater than {details['ctx']['gt']:g}"
-    elif kind == "greater_than_equal":
-        expected = "-1 (no limit) or more" if details["ctx"]["ge"] == -1 else f"{details['ctx']['ge']:g} or more"
-    else:
-        expected = _EXPECTED.get(kind, details["msg"])
-    fix = f"make it a list: `{name}: [{value}]`" if kind == "tuple_type" and isinstance(value, str) else None
+        return f"expected keys that are strings, got {_shown(location[-1])}", "quote the key, or remove it"
+    expected, fix = _EXPECTED.get(kind, (details["msg"], "correct it"))
+    if kind == "greater_than_equal":
+        least = details["ctx"]["ge"]
+        expected, fix = (
+            f"{least:g} or more",
+            "correct it, or leave it out for no limit" if least < 0 else "correct it",
+        )
+    if kind == "tuple_type" and isinstance(value, str):
+        fix = f"make it a list: `{name}: [{value}]`"
     return f"`{name}`: expected {expected}, got {_shown(value)}", fix
+
+
+def _is_repeated(details: Mapping[str, Any]) -> bool:
+    return details["type"] == "too_short" and len(details["input"]) > 0
 
 
 def _unknown_key(location: tuple[int | str, ...]) -> tuple[str, str]:
@@ -400,6 +415,8 @@ def _shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, float) and not math.isfinite(value):
         return "not-a-number" if math.isnan(value) else "infinity"
+    if isinstance(value, tuple):
+        return _short.repr(list(value))
     if isinstance(value, int) and value.bit_length() > 256:
         return "a number of more than 75 digits"
     return _short.repr(value)

@@ -17,7 +17,13 @@ from itertools import islice
 
 from torch import nn
 
-from finetuning_scheduler.core.patterns import compiled, leading_parts, number_boundaries, with_boundaries
+from finetuning_scheduler.core.patterns import (
+    compiled,
+    leading_parts,
+    number_boundaries,
+    with_dots_escaped,
+    with_numbers_guarded,
+)
 from finetuning_scheduler.core.schedule import Draft, Phase, Schedule, ScheduleSource, draft
 from finetuning_scheduler.errors import Problem, ScheduleError, ScheduleFormatError, SelectorError
 
@@ -130,12 +136,15 @@ class _Resolver:
         # the phase and selector that took each parameter first
         self.owners: dict[str, tuple[int, str]] = {}
         self.shared: dict[tuple[int, str, int, str], list[str]] = defaultdict(list)
+        # what the phase at hand names but cannot thaw
+        self.dropped: list[str] = []
         self.suggestions = 0
 
     def phase(self, number: int, phase: Phase) -> Phase:
         """The phase with full names instead of selectors."""
         names: dict[str, None] = {}
         found_problem = False
+        self.dropped.clear()
         for selector in phase.params:
             before = len(self.problems)
             selected = self._selected(number, selector)
@@ -145,8 +154,8 @@ class _Resolver:
         if not names and not found_problem:
             self.problems.append(
                 Problem(
-                    "expected at least one parameter to thaw, got aliases of tied parameters or fixed ones only",
-                    "name the registered parameters, or remove the phase",
+                    f"expected a parameter to thaw, got only {_listed(self.dropped)}",
+                    "name registered floating point parameters, or remove the phase",
                     self.drafted.source,
                     self.drafted.lines.get((number, phase.params[0])),
                     number,
@@ -202,6 +211,7 @@ class _Resolver:
         aliases = [name for name in matched if name in self.index.aliases]
         self._notice_aliases(number, selector, aliases, set(registered))
         fixed = [f"{name} ({self.index.fixed[name]})" for name in registered if name in self.index.fixed]
+        self.dropped += fixed
         if fixed:
             self._notice(number, selector, f"left out, since their dtype has no gradient: {_listed(fixed)}")
         return [name for name in registered if name not in self.index.fixed]
@@ -212,6 +222,7 @@ class _Resolver:
             for alias in aliases
             if self.index.aliases[alias] not in selected
         ]
+        self.dropped += dropped
         if dropped:
             message = f"aliases of tied parameters are dropped, the registered name thaws them: {_listed(dropped)}"
             self._notice(number, selector, message)
@@ -246,15 +257,20 @@ def number_overruns(selector: str, matched: Sequence[str]) -> tuple[str, str] | 
     matches = _whole if _whole(compiled(selector), matched[0]) else _matches_prefix
     overruns: dict[int, str] = {}
     for place in number_boundaries(selector):
-        beyond, ended = (compiled(with_boundaries(selector, [place], part)) for part in (r"\d", r"\."))
-        name = next((name for name in matched if matches(beyond, name) and not matches(ended, name)), None)
+        guarded = compiled(with_numbers_guarded(selector, [place]))
+        name = next((name for name in matched if not matches(guarded, name)), None)
         if name is not None:
             overruns[place] = name
-    corrected = with_boundaries(selector, overruns, r"\.")
-    # where nothing is left, the longer number is what the user means
-    if not overruns or not any(matches(compiled(corrected), name) for name in matched):
+    if not overruns:
         return None
-    return corrected, next(iter(overruns.values()))
+    guarded = compiled(with_numbers_guarded(selector, overruns))
+    intended = [name for name in matched if matches(guarded, name)]
+    # where nothing is left, the longer number is what the user means
+    if not intended:
+        return None
+    plain = compiled(with_dots_escaped(selector, overruns))
+    corrected = plain if all(matches(plain, name) for name in intended) else guarded
+    return corrected.pattern, next(iter(overruns.values()))
 
 
 def matching_names(pattern: re.Pattern[str], index: ParameterIndex) -> list[str]:

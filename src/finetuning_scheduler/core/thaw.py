@@ -64,7 +64,9 @@ class FrozenModulePolicy:
             mode, so that their dropout is off and their BatchNorm statistics are fixed.
     """
 
-    def __init__(self, model: nn.Module, *, track_running_stats: bool = True, mode: FrozenModulesMode = "train") -> None:
+    def __init__(
+        self, model: nn.Module, *, track_running_stats: bool = True, mode: FrozenModulesMode = "train"
+    ) -> None:
         self._model = model
         self._track_running_stats = track_running_stats
         self._mode = mode
@@ -88,13 +90,13 @@ class FrozenModulePolicy:
         self._switched.clear()
 
     def _pause_statistics(self, frozen: set[nn.Module]) -> None:
-        for layer in [layer for layer in self._paused if layer not in frozen]:
+        for layer in self._paused - frozen:
             layer.track_running_stats = True
-            self._paused.remove(layer)
-        for layer in frozen:
-            if isinstance(layer, _BatchNorm) and layer.track_running_stats and any(True for _ in layer.parameters()):
-                layer.track_running_stats = False
-                self._paused.add(layer)
+        self._paused &= frozen
+        for module in frozen:
+            if isinstance(module, _BatchNorm) and module.track_running_stats and module.affine:
+                module.track_running_stats = False
+                self._paused.add(module)
 
     def _switch_modes(self, frozen: set[nn.Module]) -> None:
         # `training` is set module by module, as PyTorch Lightning does when it restores modes after validation:

@@ -94,7 +94,7 @@ class DocumentBuilder:
         if event.ctag is not None and str(event.ctag) not in ("!", f"{_CORE_TAG}map", f"{_CORE_TAG}seq"):
             self._refuse_tag(event.ctag, line)
         if len(self._open) >= MAX_DEPTH:
-            raise self._fatal(f"expected at most {MAX_DEPTH} nested levels, got more", line)
+            raise self._fatal(f"expected at most {MAX_DEPTH} nested levels, got more", line, "flatten it")
         if event.anchor is not None:
             self._anchors.pop(event.anchor, None)
         path: KeyPath = ()
@@ -112,7 +112,9 @@ class DocumentBuilder:
         value, size = self._anchors[anchor]
         self._aliased += size
         if self._aliased > MAX_ALIASED_VALUES:
-            raise self._fatal(f"expected aliases of at most {MAX_ALIASED_VALUES:,} values, got more", line)
+            raise self._fatal(
+                f"expected aliases of at most {MAX_ALIASED_VALUES:,} values, got more", line, "use fewer aliases"
+            )
         self._put(value, line, size, None)
 
     def _put(self, value: Any, line: int, size: int, anchor: str | None) -> None:
@@ -139,7 +141,7 @@ class DocumentBuilder:
         parent.key, parent.key_line = _SKIPPED_KEY, line
         if isinstance(key, (dict, list)):
             kind = "mapping" if isinstance(key, dict) else "list"
-            self._problem(f"expected a number or a string as key, got a {kind}", line)
+            self._problem(f"expected a number or a string as key, got a {kind}", line, "use a number or a string")
         elif key in parent.key_lines:
             first = parent.key_lines[key]
             self._problem(
@@ -162,7 +164,9 @@ class DocumentBuilder:
         try:
             return _plain_scalar(text)
         except ValueError:  # Python's limit on the digits of an int
-            self._problem(f"expected a number of ordinary size, got one of {len(text):,} digits", line)
+            self._problem(
+                f"expected a number of ordinary size, got one of {len(text):,} digits", line, "write a smaller number"
+            )
             return 0
 
     def _tagged_scalar(self, tag: str, text: str, line: int) -> Any:
@@ -182,16 +186,18 @@ class DocumentBuilder:
         except ValueError:  # Python's limit on the digits of an int
             value = text
         if not isinstance(value, kinds[tag]):
-            self._problem(f"expected a value of the YAML type `{_short(tag)}`, got {text[:60]!r}", line)
+            self._problem(
+                f"expected a value of the YAML type `{_short(tag)}`, got {text[:60]!r}", line, "remove the tag"
+            )
         return float(value) if tag == f"{_CORE_TAG}float" and isinstance(value, int) else value
 
     def _refuse_tag(self, tag: object, line: int) -> None:
         self._problem(f"expected plain YAML, got the tag `{_short(tag)}`", line, "remove the tag; no objects are built")
 
-    def _problem(self, message: str, line: int, fix: str | None = None) -> None:
+    def _problem(self, message: str, line: int, fix: str) -> None:
         self.problems.append(Problem(message, fix, source=self.source, line=line))
 
-    def _fatal(self, message: str, line: int, fix: str | None = None) -> ScheduleFileError:
+    def _fatal(self, message: str, line: int, fix: str) -> ScheduleFileError:
         return ScheduleFileError([*self.problems, Problem(message, fix, source=self.source, line=line)])
 
 

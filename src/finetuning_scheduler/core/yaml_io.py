@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
-from ruamel.yaml.reader import ReaderError
 
 from finetuning_scheduler.core.yaml_events import DocumentBuilder, KeyPath
 from finetuning_scheduler.errors import Problem, ScheduleFileError
@@ -26,7 +25,10 @@ MAX_BYTES = 64 * 2**20
 # plain strings that no reader, YAML 1.1 ones included, takes for something else
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.*+?\\()|\[\]{}^$-]*")
 _NOT_PLAIN = frozenset(["null", "true", "false", "yes", "no", "on", "off", "y", "n"])
-_UNPRINTABLE = re.compile(r'["\\\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]')
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\xa0\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+_ESCAPED = re.compile(rf'["\\]|{_UNPRINTABLE.pattern}')
+# section 5.1 of YAML 1.2: what a file may not hold
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Document:
 
 def read_document(path: str | os.PathLike[str]) -> Document:
     """Read one YAML 1.2 document; raises `ScheduleFileError` if the file cannot be read or is not YAML."""
-    source = os.fspath(path)
+    source = os.fsdecode(path)
     text = _read_text(source)
     builder = DocumentBuilder(source)
     try:
@@ -55,7 +57,7 @@ def read_document(path: str | os.PathLike[str]) -> Document:
         raise
     # the library lets more than its own exceptions out (AssertionError, IndexError, ...)
     except Exception as error:
-        raise ScheduleFileError(_syntax_problem(error, text, source)) from error
+        raise ScheduleFileError([*builder.problems, _syntax_problem(error, source)]) from error
     if not builder.documents:
         raise ScheduleFileError(
             Problem("expected a schedule, got an empty file", "write at least phase 0", source=source)
@@ -77,7 +79,7 @@ def write_schedule(
     lines = []
     for position, (number, phase) in enumerate(phases.items()):
         if comments is not None and position < len(comments):
-            lines.append(f"# {' '.join(re.sub(_UNPRINTABLE, ' ', comments[position]).split())}")
+            lines.append(f"# {' '.join(_UNPRINTABLE.sub(' ', comments[position]).split())}")
         lines.extend(_entry(number, phase, indent=0))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -101,17 +103,16 @@ def _read_text(source: str) -> str:
         message = f"expected a file of at most {MAX_BYTES:,} bytes, got a larger one"
         raise ScheduleFileError(Problem(message, "split the schedule", source=source))
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        message = f"expected UTF-8 text, got byte 0x{raw[error.start]:02x} at offset {error.start}"
         line = raw.count(b"\n", 0, error.start) + 1
-        raise ScheduleFileError(
-            Problem(
-                f"expected UTF-8 text, got byte 0x{raw[error.start]:02x} at offset {error.start}",
-                "save the file as UTF-8",
-                source=source,
-                line=line,
-            )
-        ) from error
+        raise ScheduleFileError(Problem(message, "save the file as UTF-8", source, line)) from error
+    if forbidden := _FORBIDDEN.search(text):
+        message = f"expected text, got the control character U+{ord(forbidden.group()):04X}"
+        line = text.count("\n", 0, forbidden.start()) + 1
+        raise ScheduleFileError(Problem(message, "remove it, or write it as an escape in quotes", source, line))
+    return text
 
 
 def _unreadable_problem(error: OSError | ValueError, source: str) -> Problem:
@@ -123,16 +124,13 @@ def _unreadable_problem(error: OSError | ValueError, source: str) -> Problem:
     return Problem(f"expected a schedule file, but it cannot be read: {reason}", "check the path", source=source)
 
 
-def _syntax_problem(error: Exception, text: str, source: str) -> Problem:
+def _syntax_problem(error: Exception, source: str) -> Problem:
     line = None
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-    elif isinstance(error, ReaderError):
-        line = text.count("\n", 0, error.position) + 1
-        reason = f"character {text[error.position]!r} is not allowed"
     return Problem(f"expected valid YAML 1.2, got an error: {reason}", "correct the YAML", source=source, line=line)
 
 
@@ -171,13 +169,14 @@ def _scalar_text(value: Any, quote: bool = False) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
-        return str(int(value))
+        # Python refuses to write very long numbers in decimal
+        return str(int(value)) if value.bit_length() < 10_000 else hex(value)
     if isinstance(value, float):
         return _float_text(float(value))
     text = value if isinstance(value, str) else repr(value)
     if not quote and _PLAIN.fullmatch(text) and text.lower() not in _NOT_PLAIN:
         return text
-    return f'"{_UNPRINTABLE.sub(_escaped, text)}"'
+    return f'"{_ESCAPED.sub(_escaped, text)}"'
 
 
 def _float_text(value: float) -> str:

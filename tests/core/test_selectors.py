@@ -1,0 +1,257 @@
+"""Which parameters a selector stands for, what is said about it, and how much work that takes."""
+
+import re
+import string
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from finetuning_scheduler.core.selectors import ParameterIndex, Resolution, matching_names, resolve
+from finetuning_scheduler.errors import ScheduleError, ScheduleFormatError, SelectorError
+
+
+class Tower(nn.Module):
+    """Twelve layers, a tied output, and counters that have no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(3, 2)
+        self.layer = nn.ModuleList([nn.Linear(2, 2) for _ in range(12)])
+        self.head = nn.Linear(2, 3)
+        self.head.weight = self.embed.weight
+        self.counts = nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)
+        self.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+
+
+@pytest.fixture(scope="module")
+def index() -> ParameterIndex:
+    return ParameterIndex.of(Tower())
+
+
+def _resolved(index: ParameterIndex, *phases: Sequence[str]) -> Resolution:
+    return resolve({number: {"params": list(selectors)} for number, selectors in enumerate(phases)}, index)
+
+
+def _indexed(*names: str) -> ParameterIndex:
+    return ParameterIndex(names)
+
+
+def test_index_holds_registered_names_and_aliases(index: ParameterIndex) -> None:
+    assert index.names[:5] == ("counts", "phase", "embed.weight", "layer.0.weight", "layer.0.bias")
+    assert index.aliases == {"head.weight": "embed.weight"}
+    assert index.fixed == {"counts": "torch.int64"}
+
+
+@pytest.mark.parametrize(
+    ("selectors", "params"),
+    [
+        (["head.bias"], ("head.bias",)),
+        (["layer.3"], ("layer.3.weight", "layer.3.bias")),
+        (["layer.3."], ("layer.3.weight", "layer.3.bias")),
+        ([r"layer\.(11|3)\.bias"], ("layer.3.bias", "layer.11.bias")),
+        (["layer.2.bias", "embed"], ("layer.2.bias", "embed.weight")),
+        (["layer.2.bias", r"layer\.2\..*"], ("layer.2.bias", "layer.2.weight")),
+        (["phase"], ("phase",)),
+        ([".*[.]0[.].*|head[.]bias"], ("layer.0.weight", "layer.0.bias", "head.bias")),
+        (["(?i)HEAD.BIAS"], ("head.bias",)),
+        (["^layer.7.bias$"], ("layer.7.bias",)),
+    ],
+)
+def test_selected_names(index: ParameterIndex, selectors: list[str], params: tuple[str, ...]) -> None:
+    resolution = _resolved(index, selectors)
+    assert resolution.schedule[0].params == params
+    assert resolution.frozen == len(index.names) - len(params)
+    assert resolution.warnings == ()
+
+
+def test_an_exact_name_selects_nothing_else() -> None:
+    index = _indexed("a.b", "acb")
+    assert _resolved(index, ["a.b"], ["acb"]).schedule[0].params == ("a.b",)
+
+
+def test_a_prefix_counts_only_if_nothing_matches_whole() -> None:
+    index = _indexed("a.w", "a.w.x")
+    assert _resolved(index, ["a.[w]"]).schedule[0].params == ("a.w",)
+
+
+def test_a_model_is_accepted_and_other_fields_are_kept() -> None:
+    resolution = resolve({0: {"params": ["head"], "max_transition_epoch": 4}}, nn.ModuleDict({"head": nn.Linear(1, 1)}))
+    assert resolution.schedule.to_dict() == {0: {"params": ["head.weight", "head.bias"], "max_transition_epoch": 4}}
+    assert resolution.frozen == 0
+
+
+def test_a_resolved_schedule_resolves_to_itself(index: ParameterIndex) -> None:
+    resolution = _resolved(index, ["head"], ["layer.1", "embed"])
+    assert resolve(resolution.schedule, index).schedule == resolution.schedule
+
+
+def test_an_alias_named_exactly_is_dropped_with_a_notice(index: ParameterIndex) -> None:
+    resolution = _resolved(index, ["head.weight", "head.bias"])
+    assert resolution.schedule[0].params == ("head.bias",)
+    assert resolution.notices == (
+        "phase 0, selector 'head.weight': aliases of tied parameters are dropped, "
+        "the registered name thaws them: head.weight (registered as embed.weight)",
+    )
+
+
+def test_an_alias_matched_by_a_regular_expression_is_dropped_with_a_notice(index: ParameterIndex) -> None:
+    resolution = _resolved(index, ["head.*"])
+    assert resolution.schedule[0].params == ("head.bias",)
+    assert len(resolution.notices) == 1
+
+
+def test_an_alias_matched_with_its_registered_name_needs_no_notice(index: ParameterIndex) -> None:
+    resolution = _resolved(index, ["(head|embed).*"])
+    assert resolution.schedule[0].params == ("embed.weight", "head.bias")
+    assert resolution.notices == ()
+
+
+def test_parameters_without_gradient_are_left_out_with_a_notice(index: ParameterIndex) -> None:
+    resolution = _resolved(index, ["counts|phase"])
+    assert resolution.schedule[0].params == ("phase",)
+    assert resolution.notices == (
+        "phase 0, selector 'counts|phase': left out, since their dtype has no gradient: counts (torch.int64)",
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "unintended", "corrected"),
+    [
+        ("layer.1.*", "layer.10.bias", r"layer.1\..*"),
+        ("layer.1.+", "layer.10.bias", r"layer.1\..+"),
+        ("layer.1.", "layer.10.bias", r"layer.1\."),
+        ("layer.1.*.bias", "layer.10.bias", r"layer.1(?!\d).*.bias"),
+        ("layer.[01].*", "layer.10.bias", r"layer.[01]\..*"),
+        ("layer.(0|1).*", "layer.10.bias", r"layer.(0|1)\..*"),
+        (r"layer\.\d.*", "layer.10.bias", r"layer\.\d\..*"),
+        ("layer.*1.bias", "layer.11.bias", r"layer.*\.1.bias"),
+        ("layer.*.1.bias", "layer.11.bias", r"layer.*\.1.bias"),
+    ],
+)
+def test_a_match_that_runs_across_a_number_gets_a_warning(
+    index: ParameterIndex, selector: str, unintended: str, corrected: str
+) -> None:
+    warnings = _resolved(index, [selector]).warnings
+    assert warnings == (
+        f"phase 0, selector '{selector}': the match runs across a number: it also selects {unintended}. "
+        f"Fix: write '{corrected}'",
+    )
+    assert unintended not in _resolved(index, [corrected]).schedule[0].params
+
+
+@pytest.mark.parametrize(
+    "selector",
+    ["layer.*", r"layer.1\..*", r"layer.\d+.*", "layer.[0-9]+.bias", "layer.1", "embed.*", ".*bias"],
+)
+def test_a_match_that_ends_with_its_number_gets_no_warning(index: ParameterIndex, selector: str) -> None:
+    assert _resolved(index, [selector]).warnings == ()
+
+
+def _messages(index: ParameterIndex, *phases: Sequence[str]) -> list[str]:
+    with pytest.raises(SelectorError) as caught:
+        _resolved(index, *phases)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_overlaps_list_each_parameter_with_both_phases_and_selectors(index: ParameterIndex) -> None:
+    assert _messages(index, ["layer.1", "layer.2"], ["layer.[23].bias"], [r"layer\.1\.w.*"], ["layer.2.bias"]) == [
+        "phase 1, selector 'layer.[23].bias': expected each parameter in one phase, but phase 0 by selector 'layer.2' "
+        "already has layer.2.bias. Fix: take it out of one of the two phases",
+        r"phase 2, selector 'layer\.1\.w.*': expected each parameter in one phase, but phase 0 by selector 'layer.1' "
+        "already has layer.1.weight. Fix: take it out of one of the two phases",
+        "phase 3, selector 'layer.2.bias': expected each parameter in one phase, but phase 0 by selector 'layer.2' "
+        "already has layer.2.bias. Fix: take it out of one of the two phases",
+    ]
+
+
+def test_every_selector_that_matches_nothing_is_reported(index: ParameterIndex) -> None:
+    assert _messages(index, ["haed.bias", "[0"], ["qqqqqq"]) == [
+        "phase 0, selector 'haed.bias': expected to match a parameter, but matches none. "
+        "Fix: did you mean head.bias or head.weight?",
+        "phase 0, selector '[0': expected a parameter name or a regular expression, got an invalid one: "
+        "unterminated character set at position 0. Fix: correct the expression",
+        "phase 1, selector 'qqqqqq': expected to match a parameter, but matches none. "
+        "Fix: use names of the model's named_parameters()",
+    ]
+
+
+def test_bad_structure_and_bad_selectors_are_reported_in_one_error(index: ParameterIndex) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        resolve({0: {"params": ["head"], "zzz": 1}, 1: {"params": "x"}, 2: {"params": ["none"]}}, index)
+    assert type(caught.value) is ScheduleError
+    assert [problem.phase for problem in caught.value.problems] == [0, 1, 2]
+    assert caught.value.problems[2].selector == "none"
+
+
+def test_bad_structure_alone_is_a_format_error(index: ParameterIndex) -> None:
+    with pytest.raises(ScheduleFormatError) as caught:
+        resolve({0: {"params": ["head"]}, 2: {"params": ["embed"]}}, index)
+    assert caught.value.renumbered == {0: {"params": ["head"]}, 1: {"params": ["embed"]}}
+
+
+ALPHABET = st.sampled_from(["a", "b", "1", "0", ".", "_"])
+NAMES = st.lists(st.text(ALPHABET, min_size=1, max_size=8), min_size=1, max_size=12, unique=True)
+PATTERNS = st.text(
+    st.sampled_from(
+        [*"ab10._", r"\.", r"\d", ".*", "+", "?", "[ab]", "[^.]", "[]a]", "(", ")", "|", "{2}", "^", "$", "(?i)"]
+    ),
+    max_size=10,
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(names=NAMES, pattern=PATTERNS)
+def test_narrowing_loses_no_match(names: list[str], pattern: str) -> None:
+    try:
+        compiled = re.compile(pattern)
+    except re.error:
+        return
+    whole = {name for name in names if compiled.fullmatch(name)}
+    cuts = {name: [end for i, c in enumerate(name) if c == "." for end in (i, i + 1)] for name in names}
+    up_to_dot = {name for name in names if any(compiled.fullmatch(name[:end]) for end in cuts[name])}
+    assert set(matching_names(compiled, _indexed(*names))) == (whole or up_to_dot)
+
+
+@settings(max_examples=300, deadline=None)
+@given(names=st.lists(st.text(string.printable, min_size=1, max_size=6), min_size=1, max_size=8, unique=True))
+def test_an_escaped_name_selects_that_name_only(names: list[str]) -> None:
+    for name in names:
+        assert matching_names(re.compile(re.escape(name)), _indexed(*names)) == [name]
+
+
+def _large_index(layers: int) -> ParameterIndex:
+    return _indexed(*(f"model.layers.{i}.{leaf}" for i in range(layers) for leaf in ("weight", "bias")))
+
+
+@pytest.mark.parametrize(
+    "template", [r"model\.layers\.{}\..*", "model.layers.{}.(weight|bias)", "model.layers.{}.[wb].*"]
+)
+def test_names_tried_grow_linearly_with_the_model(template: str, layers: int) -> None:
+    index = _large_index(layers)
+    tried = sum(len(list(index.candidates(template.format(layer)))) for layer in range(layers))
+    # a name is tried for its own number and, where a dot may stand for a digit, for the number without its last one
+    assert tried <= 2 * len(index.names)
+
+
+def test_a_module_prefix_tries_each_name_at_most_once_a_digit() -> None:
+    index = _large_index(1000)
+    tried = sum(len(list(index.candidates(f"model.layers.{layer}"))) for layer in range(1000))
+    assert tried <= 3 * 2000
+
+
+def test_only_few_suggestions_are_looked_for() -> None:
+    index = _large_index(2000)
+    messages = _messages(index, [f"modle.layers.{i}.weight" for i in range(2000)])
+    assert len(messages) == 2000
+    assert sum("did you mean" in message for message in messages) == 5
+
+
+def test_20_000_tensors_and_selectors_resolve() -> None:
+    index = _large_index(10_000)
+    resolution = _resolved(index, *([name] for name in index.names))
+    assert resolution.frozen == 0
+    assert len(resolution.schedule) == 20_000

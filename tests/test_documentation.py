@@ -1,0 +1,41 @@
+"""What the README and the shipped JSON Schema say is what the code does."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+
+import finetuning_scheduler
+from finetuning_scheduler.core import json_schema
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def code_blocks(section: str) -> list[str]:
+    text = README.read_text(encoding="utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_plain_pytorch_example_runs_to_the_end_in_under_twenty_lines():
+    torch.manual_seed(0)
+    (block,) = code_blocks("Plain PyTorch")
+    names: dict = {}
+    exec(block, names)  # the README is ours
+    assert names["runner"].finished
+    assert names["runner"].phase == 1
+    assert all(parameter.requires_grad for parameter in names["model"].parameters())
+    assert len([line for line in block.splitlines() if line.strip()]) < 20
+
+
+def test_every_constructor_argument_is_in_the_readme():
+    import inspect
+
+    table = README.read_text(encoding="utf-8").split("## Arguments\n")[1].split("\n## ")[0]
+    arguments = set(inspect.signature(finetuning_scheduler.FinetuningScheduler).parameters)
+    assert arguments == set(re.findall(r"`([a-z0-9_]+)`", "\n".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE))))
+
+
+def test_shipped_schema_is_current():
+    shipped = Path(finetuning_scheduler.__file__).parent / "schedule.schema.json"
+    assert json.loads(shipped.read_text(encoding="utf-8")) == json_schema(), "write json_schema() to that file"
