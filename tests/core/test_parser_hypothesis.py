@@ -86,13 +86,13 @@ def test_text(tmp_path: Path, text: str) -> None:
     _from_file(tmp_path, text.encode("utf-8", "surrogatepass"))
 
 
-@settings(SETTINGS, max_examples=200)
+@settings(SETTINGS, max_examples=60)
 @given(content=st.binary())
 def test_bytes(tmp_path: Path, content: bytes) -> None:
     _from_file(tmp_path, content)
 
 
-@settings(SETTINGS, max_examples=200)
+@settings(SETTINGS, max_examples=60)
 @given(source=SCHEDULES)
 def test_json(tmp_path: Path, source: Any) -> None:
     try:
@@ -102,7 +102,7 @@ def test_json(tmp_path: Path, source: Any) -> None:
     _from_file(tmp_path, text.encode())
 
 
-@settings(SETTINGS, max_examples=200)
+@settings(SETTINGS, max_examples=60)
 @given(source=st.dictionaries(st.integers(0, 2), PHASES, max_size=3))
 def test_yaml_of_another_writer(tmp_path: Path, source: Any) -> None:
     buffer = io.StringIO()
@@ -113,7 +113,7 @@ def test_yaml_of_another_writer(tmp_path: Path, source: Any) -> None:
     _from_file(tmp_path, buffer.getvalue().encode("utf-8", "surrogatepass"))
 
 
-@settings(SETTINGS, max_examples=200)
+@settings(SETTINGS, max_examples=60)
 @given(source=st.dictionaries(st.integers(0, 2), PHASES, max_size=3))
 def test_whatever_is_accepted_can_be_written_and_read(tmp_path: Path, source: Any) -> None:
     try:

@@ -143,6 +143,10 @@ def test_no_renumbered_copy_without_a_gap() -> None:
         ({0: {"params": ["a"]}, (1,): {"params": ["b"]}},
          "expected a phase number (0, 1, 2, ...) as key, got [1]. Fix: number the phases from 0"),
         ({0: {"params": {"a"}}}, "phase 0: `params`: expected a list, got {'a'}. Fix: write a list"),
+        (
+            {0: {"params": ["a\ud800"]}},
+            r"phase 0: `params[0]`: expected Unicode text, got 'a\ud800'. Fix: remove the halves of surrogate pairs",
+        ),
         ({0: {"params": [b"a"]}},
          "phase 0: `params[0]`: expected a string, got b'a'. Fix: write text, in quotes if it looks like a number"),
     ],

@@ -156,6 +156,8 @@ def test_values_yaml_cannot_hold_are_written_as_text(tmp_path: Path) -> None:
         ("2001-01-01", "2001-01-01"),
         ("1:30", "1:30"),
         ("<<", "<<"),
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        (r'"\ud83d"', "\ud83d"),
     ],
 )
 def test_scalars_follow_the_core_schema_of_yaml_1_2(tmp_path: Path, text: str, value: object) -> None:

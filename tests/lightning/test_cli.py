@@ -59,6 +59,7 @@ def arguments(mode: str, tmp_path: Path) -> dict[str, Any]:
 
 def command_line(monkeypatch: pytest.MonkeyPatch, *words: str) -> LightningCLI:
     monkeypatch.setattr(sys, "argv", ["program"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of jsonargparse
     return LightningCLI(CliToy, args=list(words), save_config_callback=None, seed_everything_default=False)
 
 

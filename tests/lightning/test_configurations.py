@@ -188,7 +188,7 @@ def test_epoch_transitions_only_needs_limits(trainer_in: TrainerIn) -> None:
     schedule = {0: {"params": list(HEAD), "max_transition_epoch": 2}, 1: {"params": list(THIRD)}}
     schedule |= {2: {"params": list(SECOND)}, 3: {"params": list(FIRST), "max_transition_epoch": 7}}
     scheduler = FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True)
-    with pytest.raises(MisconfigurationException, match=r"\b1\b.*\b2\b"):
+    with pytest.raises(MisconfigurationException, match=r"(?s)phase 1\b.*phase 2\b"):
         trainer_in(callbacks=[scheduler]).fit(Toy())
 
 
@@ -221,7 +221,7 @@ def test_a_phase_that_lasts_one_epoch_is_told_of_at_start(messages: Messages, tr
     phases = (PhaseSpec(HEAD, max_epoch=3), PhaseSpec(THIRD, max_epoch=2), PhaseSpec(SECOND))
     recipe = simple_recipe(phases=phases)
     trainer_in(callbacks=[FinetuningScheduler(ft_schedule=schedule_of(recipe))]).fit(Toy(recipe))
-    assert any("one epoch" in m and re.search(r"phase 1\b", m, re.IGNORECASE) for m in messages())
+    assert any("one epoch" in m and re.search(r"\b1\b", m) for m in messages())
 
 
 def test_the_final_phase_ends_at_its_own_epoch(tmp_path: Path) -> None:
@@ -469,9 +469,9 @@ def test_the_mode_of_frozen_modules(mode: str, tmp_path: Path) -> None:
     assert statistics.seen == (list(range(12)) if frozen else [0] * 8 + [0, 1, 2, 3])
 
 
-def test_an_unknown_mode_of_frozen_modules_is_an_error() -> None:
-    with pytest.raises((MisconfigurationException, ValueError), match="frozen_modules_mode"):
-        FinetuningScheduler(frozen_modules_mode="sleep")
+def test_an_unknown_mode_of_frozen_modules_is_an_error(trainer_in: TrainerIn) -> None:
+    with pytest.raises(MisconfigurationException, match="frozen_modules_mode"):
+        trainer_in(callbacks=[FinetuningScheduler(frozen_modules_mode="sleep")]).fit(Toy())
 
 
 def test_only_the_parameters_of_the_phases_so_far_require_gradients(tmp_path: Path) -> None:

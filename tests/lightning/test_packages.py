@@ -40,7 +40,8 @@ class Model({pl}.LightningModule):
 
 
 data = DataLoader(TensorDataset(torch.ones(8, 2)), batch_size=4)
-scheduler = FinetuningScheduler(ft_schedule={{0: {{"params": ["head.*"], "max_transition_epoch": 1}}, 1: {{"params": ["body.*"]}}}})
+schedule = {{0: {{"params": ["head.*"], "max_transition_epoch": 1}}, 1: {{"params": ["body.*"]}}}}
+scheduler = FinetuningScheduler(ft_schedule=schedule)
 stopping = {pl}.callbacks.EarlyStopping("val_loss")
 trainer = {pl}.Trainer(
     max_epochs=2, accelerator="cpu", logger=False, callbacks=[scheduler, stopping], enable_progress_bar=False,
@@ -137,7 +138,8 @@ assert supporters.FTSEarlyStopping is finetuning_scheduler.FTSEarlyStopping
 assert supporters.FTSCheckpoint is finetuning_scheduler.FTSCheckpoint
 assert callable(supporters.ScheduleImplMixin.gen_ft_schedule)
 from finetuning_scheduler.strategy_adapters import FSDPStrategyAdapter, ModelParallelStrategyAdapter, StrategyAdapter
-assert {"FinetuningScheduler", "FTSEarlyStopping", "FTSCheckpoint", "Schedule", "Phase"} <= set(dir(finetuning_scheduler))
+names = {"FinetuningScheduler", "FTSEarlyStopping", "FTSCheckpoint", "Schedule", "Phase"}
+assert names <= set(dir(finetuning_scheduler))
 print("fine")
 """
     assert run(program).strip() == "fine"

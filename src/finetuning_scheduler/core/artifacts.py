@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
 from torch import nn
 
 from .generate import Heuristic, generate, phase_comments
@@ -53,10 +52,7 @@ def save_schedule(
 def save_renumbered(phases: Mapping[int, Any], model: nn.Module, directory: str | PathLike[str]) -> Path:
     """Write a renumbered copy of a schedule whose phase numbers have gaps, and return its path."""
     path = Path(directory) / f"{type(model).__name__}_ft_schedule_valid.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(dict(phases), file)
-    return path
+    return write_schedule(phases, path)
 
 
 def _unused(path: Path) -> Path:

@@ -273,7 +273,9 @@ class _Drafter:
         for details in wrong:
             message, fix = _explained(details)
             self._problem((key, *details["loc"]), message, fix, number)
-        usable = {name: value for name, value in raw.items() if not any(name == d["loc"][0] for d in wrong)}
+        # an empty location is the phase itself
+        wrong_fields = {details["loc"][0] if details["loc"] else "params" for details in wrong}
+        usable = {name: value for name, value in raw.items() if name not in wrong_fields}
         return Phase.model_validate(usable) if "params" in usable else None
 
     def _without_duplicates(self, number: int, key: Any, phase: Phase) -> Phase:
@@ -327,6 +329,7 @@ def _phase_number(key: Any) -> int | None:
 # pydantic's error types in the words of this package: what was expected, and what to do
 _EXPECTED = {
     "string_type": ("a string", "write text, in quotes if it looks like a number"),
+    "string_unicode": ("Unicode text", "remove the halves of surrogate pairs"),
     "string_too_short": ("a non-empty string", "fill it in, or remove it"),
     "int_type": ("an integer", "write a whole number without quotes"),
     "float_type": ("a number", "write a number without quotes, such as 1.0e-05"),
@@ -359,7 +362,8 @@ def _explained(details: Mapping[str, Any]) -> tuple[str, str]:
         )
     if kind == "tuple_type" and isinstance(value, str):
         fix = f"make it a list: `{name}: [{value}]`"
-    return f"`{name}`: expected {expected}, got {_shown(value)}", fix
+    subject = f"`{name}`: " if name else ""
+    return f"{subject}expected {expected}, got {_shown(value)}", fix
 
 
 def _is_repeated(details: Mapping[str, Any]) -> bool:

@@ -282,14 +282,14 @@ def matching_names(pattern: re.Pattern[str], index: ParameterIndex) -> list[str]
 
 def closest_names(selector: str, index: ParameterIndex) -> list[str]:
     """Up to three names that look like a selector, the closest first; of a large model, only some are compared."""
-    names: Sequence[str] = index.sorted_names
+    names = [name for name in index.sorted_names if name not in index.aliases]
     if len(names) > MAX_NAMES_COMPARED:
         middle = bisect_left(names, selector)
         last = selector.rpartition(".")[2]
         near = names[max(0, middle - MAX_NAMES_COMPARED // 4) : middle + MAX_NAMES_COMPARED // 4]
         same_end = islice((name for name in names if name.endswith(last)), MAX_NAMES_COMPARED // 2)
         names = list(dict.fromkeys((*near, *same_end)))
-    return difflib.get_close_matches(selector.replace("\\", ""), names, n=3, cutoff=0.5)
+    return difflib.get_close_matches(selector.replace("\\", ""), names, n=3, cutoff=0.6)
 
 
 def _whole(pattern: re.Pattern[str], name: str) -> bool:

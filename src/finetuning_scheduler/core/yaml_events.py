@@ -156,7 +156,8 @@ class DocumentBuilder:
             self.lines[path] = line
 
     def _scalar(self, event: ScalarEvent, line: int) -> Any:
-        text = event.value
+        # JSON, a subset of YAML 1.2, escapes characters beyond U+FFFF as surrogate pairs
+        text = event.value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
         if event.ctag is not None and str(event.ctag) != "!":
             return self._tagged_scalar(str(event.ctag), text, line)
         if not event.implicit[0] or event.ctag is not None:

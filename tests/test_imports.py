@@ -1,0 +1,64 @@
+"""What importing the package loads, each claim in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+import finetuning_scheduler
+from finetuning_scheduler import core
+
+LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
+BLOCK_LIGHTNING = f"import sys; sys.modules.update(dict.fromkeys({LIGHTNING!r}))"
+TRAIN_IN_PHASES = """
+import torch
+from finetuning_scheduler.core import PhaseRunner
+model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+schedule = {0: {"params": ["1.*"], "max_transition_epoch": 1}, 1: {"params": ["0.*"], "max_transition_epoch": 2}}
+runner = PhaseRunner(model, optimizer, schedule)
+while not runner.finished:
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    runner.step()
+    runner.epoch_end(1.0)
+print(runner.phase)
+"""
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("module", "kept_out"),
+    [
+        ("finetuning_scheduler", (*LIGHTNING, "pydantic", "ruamel", "ruamel.yaml", "rich", "typer", "torch")),
+        ("finetuning_scheduler.core", (*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics")),
+    ],
+)
+def test_import_loads_nothing_heavier_than_it_needs(module: str, kept_out: tuple[str, ...]) -> None:
+    assert run(f"import sys, {module}; print([name for name in {kept_out!r} if name in sys.modules])") == "[]"
+
+
+def test_core_trains_and_public_names_resolve_where_lightning_cannot_be_imported() -> None:
+    names = "import finetuning_scheduler as f; print(f.Schedule.__name__, f.PhaseRunner.__name__)"
+    assert run(f"{BLOCK_LIGHTNING}\n{TRAIN_IN_PHASES}\n{names}") == "1\nSchedule PhaseRunner"
+
+
+@pytest.mark.parametrize("name", finetuning_scheduler.__all__)
+def test_every_public_name_resolves_and_is_listed(name: str) -> None:
+    assert getattr(finetuning_scheduler, name).__name__ == name
+    assert name in dir(finetuning_scheduler)
+
+
+def test_every_name_of_core_resolves() -> None:
+    assert [name for name in core.__all__ if getattr(core, name).__name__ != name] == []
+
+
+@pytest.mark.parametrize("name", ["FinetuningSchedular", "core2", "_private"])
+def test_an_unknown_name_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"^module 'finetuning_scheduler' has no attribute '{name}'$"):
+        getattr(finetuning_scheduler, name)
