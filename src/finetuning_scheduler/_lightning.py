@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
     from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
     from lightning.pytorch.trainer.states import TrainerFn
+    from lightning.pytorch.utilities.types import LRSchedulerConfig
 else:
 
     def _package() -> str:
@@ -36,6 +38,7 @@ else:
     SingleDeviceStrategy = importlib.import_module(f"{_name}.strategies").SingleDeviceStrategy
     Strategy = importlib.import_module(f"{_name}.strategies").Strategy
     TrainerFn = importlib.import_module(f"{_name}.trainer.states").TrainerFn
+    LRSchedulerConfig = importlib.import_module(f"{_name}.utilities.types").LRSchedulerConfig
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
 
 Callback = pl.Callback
@@ -59,6 +62,8 @@ __all__ = [
     "Trainer",
     "TrainerFn",
     "callbacks_of",
+    "install_lr_scheduler",
+    "install_optimizer",
     "load_model_and_precision",
     "pl",
     "step_plateau_schedulers",
@@ -144,6 +149,22 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     """Return the trainer's own list of callbacks, which its hooks go through."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     return callbacks
+
+
+def install_optimizer(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
+    """Let the trainer step this optimizer from now on."""
+    trainer.strategy.optimizers = [optimizer]
+
+
+def install_lr_scheduler(trainer: Trainer, scheduler: LRScheduler, settings: Mapping[str, Any]) -> None:
+    """Let the trainer step this LR scheduler, and no other, from now on.
+
+    Args:
+        trainer: The trainer.
+        scheduler: The scheduler.
+        settings: Fields of Lightning's ``LRSchedulerConfig``.
+    """
+    trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(scheduler, **settings)]
 
 
 def step_plateau_schedulers(trainer: Trainer) -> None:

@@ -25,6 +25,7 @@ from .callbacks.configuration import (
     untested_warnings,
 )
 from .callbacks.early_stopping import FTSEarlyStopping
+from .callbacks.optimization import implicit_schedule, install_optimization
 from .callbacks.restore import restore_best
 from .callbacks.wiring import find, install
 from .core.artifacts import save_renumbered, save_schedule
@@ -151,6 +152,7 @@ class FinetuningScheduler(AttachableCallback):
         if self.restore_best:
             self.restore_best_ckpt()
         runner.advance(reason, epoch=trainer.current_epoch, step=trainer.global_step)
+        install_optimization(trainer, runner)
         if (early_stopping := find(trainer, FTSEarlyStopping)) is not None:
             early_stopping.enter_phase()
 
@@ -163,6 +165,7 @@ class FinetuningScheduler(AttachableCallback):
         trainer, runner = self._fitting()
         with _as_misconfiguration():
             runner.thaw_to(depth)
+        install_optimization(trainer, runner)
         runner.progress.entry_epoch, runner.progress.entry_step = trainer.current_epoch, trainer.global_step
 
     def restore_best_ckpt(self) -> None:
@@ -179,7 +182,7 @@ class FinetuningScheduler(AttachableCallback):
             self._report(logging.INFO, "No checkpoint has been saved yet: the next phase starts from present weights.")
             return
         with _as_misconfiguration():
-            restore_best(trainer, checkpoint, runner.parameters, self.state_key)
+            restore_best(trainer, checkpoint, runner, self.state_key)
 
     # --- Lightning's hooks -------------------------------------------------------------------------------------------
 
@@ -225,6 +228,7 @@ class FinetuningScheduler(AttachableCallback):
             self.ft_schedule, self.max_depth = self._runner.schedule, self._runner.plan.last_phase
             if self._loaded is not None:
                 self._runner.load_state_dict(self._loaded)
+                install_optimization(trainer, self._runner)
             elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
                 message = f"expected a checkpoint written with FinetuningScheduler, got {trainer.ckpt_path}"
                 fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
@@ -350,9 +354,15 @@ class FinetuningScheduler(AttachableCallback):
 
     def _checked_schedule(self, trainer: Trainer, pl_module: LightningModule) -> Schedule:
         """Resolve the schedule and check the configuration, so that all problems are reported together."""
-        problems = [*self._problems, *configuration_problems(self, self._requested_max_depth, trainer)]
-        source = generate(pl_module) if self._schedule_source is None else self._schedule_source
+        implicit = self._schedule_source is None
+        problems = [
+            *self._problems,
+            *configuration_problems(self, self._requested_max_depth, trainer, implicit=implicit),
+        ]
         try:
+            source = self._schedule_source
+            if source is None:
+                source = implicit_schedule(pl_module, self.reinit_optim_cfg, self.reinit_lr_cfg)
             resolution = resolve(source, pl_module)
         except ScheduleError as error:
             if error.renumbered is not None and trainer.is_global_zero:

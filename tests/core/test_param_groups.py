@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -48,7 +49,7 @@ SCHEDULERS: dict[type[LRScheduler], tuple[Callable[[Optimizer], LRScheduler], Ca
     ),
     schedulers.LinearLR: (
         lambda o: schedulers.LinearLR(o, start_factor=0.5, total_iters=8),
-        lambda n: 0.5 + 0.5 * n / 8,
+        lambda n: 0.5 + 0.5 * min(n, 8) / 8,
     ),
     schedulers.CosineAnnealingLR: (
         lambda o: schedulers.CosineAnnealingLR(o, 9),
@@ -330,7 +331,7 @@ def test_state_goes_by_name_into_other_groups_and_training_continues_the_same(
 
     other_model, other = build("head", "first", "middle")
     other_model.load_state_dict(model.state_dict())
-    other.load_state_dict(with_state(other, dict(other_model.named_parameters()), states))
+    other.load_state_dict(copy.deepcopy(with_state(other, dict(other_model.named_parameters()), states)))
     train(model, optimizer, steps=2)
     train(other_model, other, steps=2)
     for name, parameter in model.named_parameters():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from .._lightning import LightningModule, SingleDeviceStrategy, Trainer
-from ..core.param_groups import SUPPORTED_LR_SCHEDULERS
+from ..core.lr_schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from ..core.plan import Plan
 from ..core.schedule import Schedule
 from ..core.thaw import FrozenModulesMode
@@ -20,14 +20,22 @@ class Configuration(Protocol):
 
     base_max_lr: float | None
     restore_best: bool
+    reinit_optim_cfg: dict[str, Any] | None
+    reinit_lr_cfg: dict[str, Any] | None
     epoch_transitions_only: bool
     allow_untested: bool
     frozen_modules_mode: FrozenModulesMode
 
 
-def configuration_problems(configuration: Configuration, max_depth: int, trainer: Trainer) -> list[Problem]:
+def configuration_problems(
+    configuration: Configuration, max_depth: int, trainer: Trainer, *, implicit: bool
+) -> list[Problem]:
     """List what is wrong with the arguments, the strategy, the optimizer and the checkpoint callback."""
     problems = list(_argument_problems(configuration, max_depth))
+    for name in ("reinit_optim_cfg", "reinit_lr_cfg"):
+        if not implicit and getattr(configuration, name) is not None:
+            fix = "Use `new_optimizer` and `new_lr_scheduler` in the schedule's phases."
+            problems.append(Problem(f"expected `{name}` without `ft_schedule` only, got both", fix=fix))
     if configuration.restore_best:
         problems += _checkpoint_problems(trainer)
     problems += _optimizer_problems(trainer)
@@ -120,7 +128,7 @@ def _untested(trainer: Trainer) -> Iterator[Problem]:
         message = f"expected a supported strategy, got {type(trainer.strategy).__name__}"
         yield Problem(message, fix=fix)
     for config in trainer.lr_scheduler_configs:
-        if not isinstance(config.scheduler, SUPPORTED_LR_SCHEDULERS):
+        if not is_supported(config.scheduler):
             names = ", ".join(kind.__name__ for kind in SUPPORTED_LR_SCHEDULERS)
             message = f"expected a supported LR scheduler ({names}), got {type(config.scheduler).__name__}"
             yield Problem(message, fix=fix)

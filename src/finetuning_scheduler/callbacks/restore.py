@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-
 from .._lightning import Trainer, load_model_and_precision
-from ..core.param_groups import state_by_name, with_state
+from ..core.param_groups import state_by_name
+from ..core.runner import PhaseRunner
 from ..errors import CheckpointError, Problem
 from .checkpoint import FTSCheckpoint
 
 
-def restore_best(
-    trainer: Trainer, checkpoint_callback: FTSCheckpoint, parameters: Mapping[str, nn.Parameter], state_key: str
-) -> None:
+def restore_best(trainer: Trainer, checkpoint_callback: FTSCheckpoint, runner: PhaseRunner, state_key: str) -> None:
     """Load the best checkpoint's weights, optimizer state, precision state and datamodule state.
 
     The optimizer's groups and learning rates stay as they are. Parameters that the checkpoint's optimizer did not hold,
@@ -27,20 +22,18 @@ def restore_best(
     Args:
         trainer: The trainer, in the middle of a fit.
         checkpoint_callback: Knows the path of the best checkpoint, which must not be empty.
-        parameters: The model's parameters by name.
-        state_key: Key of the scheduler's state, which holds the names of the saved parameter groups.
+        runner: Executes the schedule.
+        state_key: Key of the scheduler's state, which holds the phase and the names of the saved parameter groups.
 
     Raises:
         CheckpointError: The file is gone or cannot be read.
     """
     checkpoint = _load(trainer, checkpoint_callback)
     load_model_and_precision(trainer, checkpoint)
-    optimizer: Optimizer = trainer.optimizers[0]
-    saved_states = checkpoint.get("optimizer_states")
-    if saved_states:
-        names = checkpoint["callbacks"][state_key]["parameter_groups"]
-        state = with_state(optimizer, parameters, state_by_name(saved_states[0], names))
-        trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
+    progress = checkpoint["callbacks"][state_key]
+    states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
+    state = runner.optimizer_state_from(states, progress["phase"])
+    trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
 
 def _load(trainer: Trainer, checkpoint_callback: FTSCheckpoint) -> dict[str, Any]:

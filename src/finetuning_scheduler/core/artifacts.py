@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -38,21 +38,26 @@ def save_schedule(
         source: The user's schedule file, if there is one.
     """
     path = schedule_path(model, directory)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if source is not None and path.exists() and path.samefile(source):
         path = path.with_name(f"{path.stem}_expanded.yaml")
-    fresh = path.with_name(f"{path.name}.new")
-    write_schedule(schedule, fresh, comments=phase_comments(schedule, model))
-    if path.exists() and path.read_bytes() != fresh.read_bytes():
-        path.rename(_unused(path))
-    fresh.replace(path)
-    return path
+    return _write_beside_others(schedule, path, comments=phase_comments(schedule, model))
 
 
 def save_renumbered(phases: Mapping[int, Any], model: nn.Module, directory: str | PathLike[str]) -> Path:
     """Write a renumbered copy of a schedule whose phase numbers have gaps, and return its path."""
     path = Path(directory) / f"{type(model).__name__}_ft_schedule_valid.yaml"
-    return write_schedule(phases, path)
+    return _write_beside_others(phases, path)
+
+
+def _write_beside_others(
+    schedule: Schedule | Mapping[int, Any], path: Path, comments: Sequence[str] | None = None
+) -> Path:
+    """Write a schedule; a file of other content at that path gets the first unused number."""
+    fresh = path.with_name(f"{path.name}.new")
+    write_schedule(schedule, fresh, comments=comments)
+    if path.exists() and path.read_bytes() != fresh.read_bytes():
+        path.rename(_unused(path))
+    return fresh.replace(path)
 
 
 def _unused(path: Path) -> Path:

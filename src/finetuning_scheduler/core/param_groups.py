@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    ConstantLR,
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    ExponentialLR,
-    LambdaLR,
-    LinearLR,
-    LRScheduler,
-    MultiplicativeLR,
-    MultiStepLR,
-    ReduceLROnPlateau,
-    StepLR,
-)
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, Problem
+from .lr_schedulers import grow, select
 
 NamedParameters = Mapping[str, nn.Parameter]
-ParameterGroup = dict[str, Any]
-
-# Schedulers, and subclasses of them, whose per-group lists are known to be extended rightly.
-SUPPORTED_LR_SCHEDULERS = (
-    StepLR,
-    MultiStepLR,
-    CosineAnnealingWarmRestarts,
-    ReduceLROnPlateau,
-    LambdaLR,
-    ConstantLR,
-    LinearLR,
-    ExponentialLR,
-    CosineAnnealingLR,
-    MultiplicativeLR,
-)
-
-# Every list in which a scheduler keeps one entry for each parameter group.
-_PER_GROUP_LISTS = ("base_lrs", "_last_lr", "min_lrs", "lr_lambdas")
 
 
 def group_names(optimizer: Optimizer, parameters: NamedParameters) -> list[list[str]]:
@@ -94,7 +65,33 @@ def add_group(
         }
     )
     for scheduler in lr_schedulers:
-        _grow(scheduler, optimizer.param_groups[-1], apply_lambdas=apply_lambdas)
+        grow(scheduler, optimizer.param_groups[-1], optimizer.param_groups[0], apply_lambdas=apply_lambdas)
+
+
+def join_group(optimizer: Optimizer, index: int, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Put parameters into an existing group."""
+    group = optimizer.param_groups[index]
+    group["params"] = [*group["params"], *(parameter for _, parameter in named)]
+    if "param_names" in group:
+        group["param_names"] = [*group["param_names"], *(name for name, _ in named)]
+
+
+def clone_group(
+    optimizer: Optimizer,
+    lr_schedulers: Iterable[LRScheduler],
+    index: int,
+    named: Sequence[tuple[str, nn.Parameter]],
+    overrides: Mapping[str, Any],
+) -> None:
+    """Add a group with the hyper-parameters and the scheduler state of an existing one, but for ``overrides``."""
+    count = len(optimizer.param_groups)
+    template = {key: value for key, value in optimizer.param_groups[index].items() if key != "param_names"}
+    optimizer.param_groups.append({**template, **overrides, "params": []})
+    if "param_names" in optimizer.param_groups[index]:
+        optimizer.param_groups[-1]["param_names"] = []
+    join_group(optimizer, -1, named)
+    for scheduler in lr_schedulers:
+        select(scheduler, [*range(count), index], count)
 
 
 def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: Collection[nn.Parameter]) -> None:
@@ -111,7 +108,7 @@ def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: 
                 group[key] = [entry for entry, keep in zip(group[key], stays, strict=True) if keep]
     remaining = [index for index, group in enumerate(optimizer.param_groups) if group["params"]]
     for scheduler in lr_schedulers:
-        _select(scheduler, remaining, len(optimizer.param_groups))
+        select(scheduler, remaining, len(optimizer.param_groups))
     optimizer.param_groups[:] = [optimizer.param_groups[index] for index in remaining]
     for parameter in [p for p in optimizer.state if id(p) not in kept_ids]:
         del optimizer.state[parameter]
@@ -175,55 +172,6 @@ def with_state(
     return present
 
 
-def split_no_decay(
-    named: Sequence[tuple[str, nn.Parameter]], fragments: Collection[str]
-) -> list[tuple[list[tuple[str, nn.Parameter]], dict[str, Any]]]:
-    """Split parameters into those that decay and those whose name contains a fragment, which do not.
-
-    Returns:
-        Pairs of named parameters and the options of their group; empty ones are left out.
-    """
-    if not fragments:
-        return [(list(named), {})]
-    decays = [pair for pair in named if not any(fragment in pair[0] for fragment in fragments)]
-    exempt = [pair for pair in named if any(fragment in pair[0] for fragment in fragments)]
-    return [split for split in ((decays, {}), (exempt, {"weight_decay": 0.0})) if split[0]]
-
-
-def constant_one(_: int) -> float:
-    """Leave a group's learning rate alone: the ``lr_lambda`` of groups that take none."""
-    return 1.0
-
-
 def _like(reference: object, lr: float) -> float | torch.Tensor:
     """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor."""
     return torch.full_like(reference, lr) if isinstance(reference, torch.Tensor) else lr
-
-
-def _grow(scheduler: LRScheduler, group: ParameterGroup, *, apply_lambdas: bool) -> None:
-    """Extend each of a scheduler's per-group lists by one entry for ``group``."""
-    if isinstance(scheduler, (LambdaLR, MultiplicativeLR)):
-        last: Callable[[int], float] = scheduler.lr_lambdas[-1] if scheduler.lr_lambdas else constant_one
-        scheduler.lr_lambdas.append(last if apply_lambdas else constant_one)
-        if apply_lambdas:
-            group["lr"] = group["lr"] * last(scheduler.last_epoch)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        # PyTorch replaces the whole list where it can; a list of per-group minima has no entry for a new group.
-        default = scheduler.default_min_lr
-        scheduler.min_lrs.append(scheduler.min_lrs[-1] if default is None else default)
-    if hasattr(scheduler, "base_lrs"):
-        scheduler.base_lrs.append(_detached(group["initial_lr"]))
-    if hasattr(scheduler, "_last_lr"):
-        scheduler._last_lr.append(_detached(group["lr"]))
-
-
-def _detached(lr: float | torch.Tensor) -> Any:
-    return lr.clone() if isinstance(lr, torch.Tensor) else lr
-
-
-def _select(scheduler: LRScheduler, indices: Sequence[int], group_count: int) -> None:
-    """Keep the entries of the given groups in each of a scheduler's per-group lists."""
-    for name in _PER_GROUP_LISTS:
-        entries = getattr(scheduler, name, None)
-        if isinstance(entries, list) and len(entries) == group_count:
-            setattr(scheduler, name, [entries[index] for index in indices])

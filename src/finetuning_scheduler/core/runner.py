@@ -14,10 +14,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import CheckpointError, Problem, ScheduleError
+from ..errors import CheckpointError, OptimizerError, Problem, ScheduleError
 from .generate import generate
-from .param_groups import add_group, group_names, keep_only, learning_rates, reorder_groups, split_no_decay
-from .plan import Plan
+from .lr_schedulers import growth_failure, is_supported
+from .optimization import Optimization
+from .param_groups import learning_rates, reorder_groups
+from .plan import GroupRules, Plan, block_numbers
+from .reinit import SchedulerSettings, check_against_model, sparse_parameters
 from .schedule import Schedule
 from .selectors import resolve
 from .snapshot import Snapshot
@@ -105,15 +108,11 @@ class PhaseRunner:
         report: Report | None = None,
     ) -> None:
         self.model = model
-        self.optimizer = optimizer
-        self.lr_schedulers = list(lr_schedulers)
         self.progress = Progress()
         self.finished = False
+        self.parameters = dict(model.named_parameters())
         self._report = report or logging.getLogger("finetuning_scheduler").log
         self._on_thawed = on_thawed
-        self._apply_lambdas = apply_lambdas_new_pgs
-        self._no_decay = tuple(no_decay)
-        self.parameters = dict(model.named_parameters())
         self._policy = FrozenModulePolicy(
             model, track_running_stats=frozen_bn_track_running_stats, mode=frozen_modules_mode
         )
@@ -125,15 +124,17 @@ class PhaseRunner:
         self.schedule = self._resolved(schedule)
         set_trainable(self.parameters.values(), trainable=False)
         set_trainable(self._named(0).values(), trainable=True)
-        self._match_phase0(enforce_phase0_params)
-        first = self.optimizer.param_groups[0]
-        self.plan = Plan.of(
-            self.schedule,
-            self.parameters,
-            default_lr=float(first.get("initial_lr", first["lr"])) if base_max_lr is None else base_max_lr,
-            no_decay=self._no_decay,
-            max_depth=max_depth,
+        self._optimization = Optimization(
+            optimizer, lr_schedulers, self.parameters, apply_lambdas=apply_lambdas_new_pgs
         )
+        difference = self._optimization.match_phase0(
+            self.schedule.phases[0], no_decay=tuple(no_decay), enforce=enforce_phase0_params
+        )
+        if difference is not None:
+            self._report(logging.WARNING, difference)
+        self.plan = self._planned(base_max_lr, tuple(no_decay), max_depth)
+        self._check()
+        self._optimization.warm_up(self.plan.phases[0])
         self._after_thaw()
 
     # --- what callers read -------------------------------------------------------------------------------------------
@@ -142,6 +143,21 @@ class PhaseRunner:
     def phase(self) -> int:
         """The phase being executed."""
         return self.progress.phase
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer in force; a phase with ``new_optimizer`` replaces it."""
+        return self._optimization.optimizer
+
+    @property
+    def lr_schedulers(self) -> list[LRScheduler]:
+        """The LR schedulers in force; a phase with ``new_lr_scheduler`` replaces them by one."""
+        return self._optimization.lr_schedulers
+
+    @property
+    def scheduler_settings(self) -> SchedulerSettings | None:
+        """When the LR scheduler that a phase installed steps; ``None`` while the initial ones are in force."""
+        return self._optimization.scheduler_settings
 
     @property
     def phases_remaining(self) -> int:
@@ -162,14 +178,23 @@ class PhaseRunner:
             metric: The monitored quantity. The best state is kept for it, and a value that is not finite ends the
                 session, as in PyTorch Lightning.
         """
+        entered_after_last_step = (
+            0 < self._step == self.progress.entry_step and self.progress.entry_epoch == self._epoch
+        )
         self._epoch += 1
+        if entered_after_last_step:
+            # The phase has not trained yet: it begins with the coming epoch, as it does under Lightning.
+            self.progress.entry_epoch = self._epoch
         exhausted = False
         if metric is not None:
             self.finished = self.finished or not math.isfinite(metric)
             if self._patience.update(float(metric)) and self._restore_best:
-                self._snapshot = Snapshot.take(self.model, self.optimizer)
+                self._snapshot = Snapshot.take(self.model, self.optimizer, self._optimization.group_names)
                 self.progress.best_phase = self.phase
             exhausted = self._patience.exhausted
+        if entered_after_last_step:
+            self._patience.waited = 0
+            return None
         return self._follow(
             self.decide(epoch=self._epoch, step=self._step, epoch_boundary=True, patience_exhausted=exhausted)
         )
@@ -181,7 +206,9 @@ class PhaseRunner:
             self.finished = True
             return None
         if self._snapshot is not None:
-            self._snapshot.restore(self.model, self.optimizer)
+            self._snapshot.restore(self.model)
+            state = self.optimizer_state_from(self._snapshot.copied_optimizer_states(), self.progress.best_phase)
+            self.optimizer.load_state_dict(state)
         self._patience.waited = 0
         return self.advance(decision.reason, epoch=self._epoch, step=self._step)
 
@@ -230,6 +257,27 @@ class PhaseRunner:
             self._enter(index)
         self._after_thaw()
 
+    def optimizer_state_from(self, states: Mapping[str, Mapping[str, Any]], phase: int) -> dict[str, Any]:
+        """Build the optimizer's ``state_dict`` for a return to an earlier moment.
+
+        Groups and learning rates stay as they are. Parameters without state there, and all parameters if another
+        optimizer was in force, start without state.
+
+        Args:
+            states: Per-parameter optimizer state of that moment, by name.
+            phase: The phase of that moment.
+        """
+        state = self._optimization.state_with(states, self.plan, saved_in=phase, present=self.phase)
+        if state is None:
+            text = f"The best state, of phase {phase}, belongs to another optimizer: {{}} starts without state."
+            self._report(logging.WARNING, text.format(type(self.optimizer).__name__))
+            state = {**self.optimizer.state_dict(), "state": {}}
+        return state
+
+    def settle(self) -> None:
+        """Make learning rates what they are between steps, after an exception inside one."""
+        self._optimization.warmup.settle()
+
     def apply_module_modes(self) -> None:
         """Put frozen modules back into their mode after something else has set the modes of the whole model."""
         self._policy.apply()
@@ -240,11 +288,20 @@ class PhaseRunner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, in tensors and plain Python values."""
+        self.settle()
+        self.progress.parameter_groups = self._optimization.group_names
         state: dict[str, Any] = {"version": STATE_VERSION, **asdict(self.progress)}
+        state["warmup"] = self._optimization.warmup.state_dict()
         if self._epoch or self._step:
             snapshot = None if self._snapshot is None else vars(self._snapshot)
             patience = {"best": self._patience.best, "waited": self._patience.waited}
-            state["loop"] = {"epoch": self._epoch, "step": self._step, "patience": patience, "snapshot": snapshot}
+            state["loop"] = {
+                "epoch": self._epoch,
+                "step": self._step,
+                "finished": self.finished,
+                "patience": patience,
+                "snapshot": snapshot,
+            }
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -258,12 +315,17 @@ class PhaseRunner:
         check_state(state, self.plan.last_phase)
         self.thaw_to(state["phase"])
         reorder_groups(self.optimizer, self.parameters, state["parameter_groups"])
+        self._optimization.group_names[:] = [list(names) for names in state["parameter_groups"]]
+        self._optimization.warmup.load_state_dict(state.get("warmup", {}))
         self.progress = progress_of(state)
         if "loop" in state:
             loop = state["loop"]
             self._epoch, self._step = loop["epoch"], loop["step"]
             self._patience.best, self._patience.waited = loop["patience"]["best"], loop["patience"]["waited"]
-            self._snapshot = None if loop["snapshot"] is None else Snapshot(**loop["snapshot"])
+            self.finished = loop["finished"]
+            # The snapshot grows with the phases; the caller's state stays as it is.
+            saved = loop["snapshot"]
+            self._snapshot = None if saved is None else Snapshot(**{key: dict(part) for key, part in saved.items()})
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
@@ -280,55 +342,46 @@ class PhaseRunner:
     def _named(self, phase: int) -> dict[str, nn.Parameter]:
         return {name: self.parameters[name] for name in self.schedule.phases[phase].params}
 
-    def _match_phase0(self, enforce: bool) -> None:
-        """Make the optimizer hold exactly phase 0's parameters, or say how it differs."""
-        wanted = self._named(0)
-        held = {name for names in group_names(self.optimizer, self.parameters) for name in names}
-        missing, surplus = [name for name in wanted if name not in held], sorted(held - set(wanted))
-        if enforce:
-            first = self.optimizer.param_groups[0]
-            lr = float(first.get("initial_lr", first["lr"]))
-            keep_only(self.optimizer, self.lr_schedulers, wanted.values())
-            self._add_groups([(name, wanted[name]) for name in missing], lr)
-        elif missing or surplus:
-            text = f"The optimizer does not hold exactly phase 0's parameters: missing {missing}, also held {surplus}."
-            self._report(logging.WARNING, text)
-        self.progress.parameter_groups = group_names(self.optimizer, self.parameters)
-        self._held = {name for names in self.progress.parameter_groups for name in names}
+    def _planned(self, base_max_lr: float | None, no_decay: Sequence[str], max_depth: int) -> Plan:
+        layer_wise = any(phase.lr_decay is not None for phase in self.schedule.phases)
+        rules = GroupRules(
+            default_lr=self._optimization.initial_lr if base_max_lr is None else base_max_lr,
+            no_decay=no_decay,
+            options=self._optimization.options,
+            block_numbers=block_numbers(generate(self.model, "blocks")) if layer_wise else {},
+            held={name for names in self._optimization.group_names for name in names},
+        )
+        return Plan.of(self.schedule, self.parameters, rules, max_depth=max_depth)
 
-    def _add_groups(self, named: Sequence[tuple[str, nn.Parameter]], lr: float) -> None:
-        for split, options in split_no_decay(named, self._no_decay):
-            add_group(
-                self.optimizer,
-                self.lr_schedulers,
-                split,
-                lr=lr,
-                overrides=options,
-                apply_lambdas=self._apply_lambdas,
-            )
+    def _check(self) -> None:
+        """Refuse optimizers and schedulers that would fail later on."""
+        problems = check_against_model(
+            [planned.limits for planned in self.plan.phases],
+            self.plan.group_counts(len(self._optimization.group_names)),
+            self.optimizer,
+            self.parameters,
+            sparse_parameters(self.model),
+        )
+        for scheduler in self.lr_schedulers:
+            if not is_supported(scheduler) and (failure := growth_failure(scheduler)) is not None:
+                message = f"{type(scheduler).__name__} cannot follow a new parameter group ({failure})"
+                problems.append(Problem(message, fix="Use one of PyTorch's LR schedulers."))
+        if problems:
+            raise OptimizerError(problems)
 
     def _enter(self, phase: int) -> None:
-        named = self._named(phase)
+        planned, named = self.plan.phases[phase], self._named(phase)
         if self._snapshot is not None:
             self._snapshot.add(list(named.items()))
         set_trainable(named.values(), trainable=True)
-        for group in self.plan.phases[phase].groups:
-            fresh = [(name, named[name]) for name in group.names if name not in self._held]
-            if fresh:
-                add_group(
-                    self.optimizer,
-                    self.lr_schedulers,
-                    fresh,
-                    lr=group.lr,
-                    overrides=group.options,
-                    apply_lambdas=self._apply_lambdas,
-                )
-                self.progress.parameter_groups.append([name for name, _ in fresh])
-        self._held.update(named)
+        for line, details in self._optimization.enter(planned):
+            self._report(logging.INFO, f"Phase {phase}: {line}")
+            self._report(logging.DEBUG, f"Phase {phase}: {details}")
+        self._optimization.warm_up(planned)
         self.progress.phase = phase
 
     def _after_thaw(self) -> None:
-        self._policy.apply()
+        self._policy.update()
         if self._on_thawed is not None:
             self._on_thawed()
 

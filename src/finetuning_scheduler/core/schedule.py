@@ -31,8 +31,11 @@ Selector = Annotated[str, Field(min_length=1)]
 Selectors = Annotated[tuple[Selector, ...], BeforeValidator(_tuple_from_list)]
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LearningRates = Annotated[
-    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], BeforeValidator(_tuple_from_list)
+    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
+    Field(min_length=1),
+    BeforeValidator(_tuple_from_list),
 ]
+Scale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class _Model(BaseModel):
@@ -41,7 +44,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class OptimizerInit(_Model):
+class ClassInit(_Model):
     """A class and the arguments to make an instance with."""
 
     class_path: str = Field(min_length=1, description="Import path of the class, such as `torch.optim.SGD`.")
@@ -51,18 +54,18 @@ class OptimizerInit(_Model):
 class OptimizerSpec(_Model):
     """The optimizer to install when a phase starts."""
 
-    optimizer_init: OptimizerInit = Field(description="The optimizer's class and arguments.")
+    optimizer_init: ClassInit = Field(description="The optimizer's class and arguments.")
 
 
 class LRSchedulerSpec(_Model):
     """The learning rate scheduler to install when a phase starts."""
 
-    lr_scheduler_init: OptimizerInit = Field(description="The scheduler's class and arguments.")
+    lr_scheduler_init: ClassInit = Field(description="The scheduler's class and arguments.")
     pl_lrs_cfg: dict[str, Any] = Field(
         default={}, description="Keys of Lightning's LRSchedulerConfig, such as `interval` and `frequency`."
     )
     init_pg_lrs: LearningRates | None = Field(
-        default=None, min_length=1, description="Learning rates of the existing parameter groups, one for each."
+        default=None, description="Learning rates of the existing parameter groups, one for each."
     )
     use_current_optimizer_pg_lrs: bool = Field(
         default=False, description="Start from the groups' current learning rates, not from their `initial_lr`."
@@ -81,6 +84,14 @@ class Phase(_Model):
     )
     lr: LearningRate | None = Field(
         default=None, description="Learning rate of the parameters this phase thaws; not in phase 0."
+    )
+    lr_decay: Annotated[LearningRate, Field(le=1)] | None = Field(
+        default=None,
+        description="Factor on the learning rate for each block further from the output; not in phase 0.",
+    )
+    lr_decay_min_scale: Scale = Field(default=0.0, description="What `lr_decay` scales the learning rate by at least.")
+    lr_warmup_steps: int = Field(
+        default=0, ge=0, description="Optimizer steps in which the learning rates of this phase's groups rise from 0."
     )
     new_optimizer: OptimizerSpec | None = Field(
         default=None, description="Optimizer to install when this phase starts; not in phase 0."
@@ -258,9 +269,11 @@ class _Drafter:
                 self._problem(
                     (key, name), f"expected `{name}` in later phases only", "remove it, or move it to a later phase", 0
                 )
-        if kept.get("lr") is not None:
-            kept.pop("lr")
-            self._warning((key, "lr"), "`lr` is dropped: the initial optimizer sets the learning rate of phase 0", 0)
+        for name in ("lr", "lr_decay", "lr_decay_min_scale"):
+            if kept.get(name) is not None:
+                kept.pop(name)
+                reason = "the initial optimizer sets the learning rate of phase 0"
+                self._warning((key, name), f"`{name}` is dropped: {reason}", 0)
         return kept
 
     def _validated(self, number: int, key: Any, raw: dict[Any, Any]) -> Phase | None:
@@ -354,6 +367,8 @@ def _explained(details: Mapping[str, Any]) -> tuple[str, str]:
     if kind == "invalid_key":
         return f"expected keys that are strings, got {_shown(location[-1])}", "quote the key, or remove it"
     expected, fix = _EXPECTED.get(kind, (details["msg"], "correct it"))
+    if kind == "less_than_equal":
+        expected, fix = f"{details['ctx']['le']:g} or less", "correct it"
     if kind == "greater_than_equal":
         least = details["ctx"]["ge"]
         expected, fix = (
@@ -385,9 +400,9 @@ def _unknown_key(location: tuple[int | str, ...]) -> tuple[str, str]:
 def _nested_models() -> dict[str, type[BaseModel]]:
     return {
         "new_optimizer": OptimizerSpec,
-        "optimizer_init": OptimizerInit,
+        "optimizer_init": ClassInit,
         "new_lr_scheduler": LRSchedulerSpec,
-        "lr_scheduler_init": OptimizerInit,
+        "lr_scheduler_init": ClassInit,
     }
 
 

@@ -24,8 +24,9 @@ from finetuning_scheduler.core.patterns import (
     with_dots_escaped,
     with_numbers_guarded,
 )
+from finetuning_scheduler.core.reinit import check_phases
 from finetuning_scheduler.core.schedule import Draft, Phase, Schedule, ScheduleSource, draft
-from finetuning_scheduler.errors import Problem, ScheduleError, ScheduleFormatError, SelectorError
+from finetuning_scheduler.errors import OptimizerError, Problem, ScheduleError, ScheduleFormatError, SelectorError
 
 # a search for similar names costs far more than a look-up
 MAX_SUGGESTIONS = 5
@@ -109,7 +110,12 @@ def resolve(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolu
     drafted = draft(source)
     resolver = _Resolver(index, drafted)
     phases = [resolver.phase(number, phase) for number, phase in drafted.phases.items()]
+    reinit_problems, reinit_warnings = check_phases(drafted.phases, source=drafted.source)
     problems = (*resolver.problems, *resolver.overlaps())
+    if reinit_problems and not problems and not drafted.problems:
+        raise OptimizerError(reinit_problems)
+    if reinit_problems:
+        raise ScheduleError((*drafted.problems, *problems, *reinit_problems), renumbered=drafted.renumbered)
     if drafted.problems and problems:
         raise ScheduleError((*drafted.problems, *problems), renumbered=drafted.renumbered)
     if drafted.problems:
@@ -119,7 +125,7 @@ def resolve(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolu
     return Resolution(
         Schedule(phases=tuple(phases)),
         (*drafted.notices, *resolver.notices),
-        (*drafted.warnings, *resolver.warnings),
+        (*drafted.warnings, *resolver.warnings, *reinit_warnings),
         len(index.names) - len(resolver.owners),
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .param_groups import group_names, state_by_name, with_state
+from .param_groups import state_by_name
 
 
 @dataclass
@@ -23,18 +23,16 @@ class Snapshot:
 
     weights: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
-    optimizer_state: dict[str, dict[str, Any]]
+    optimizer_states: dict[str, dict[str, Any]]
 
     @classmethod
-    def take(cls, model: nn.Module, optimizer: Optimizer) -> Snapshot:
+    def take(cls, model: nn.Module, optimizer: Optimizer, group_names: Sequence[Sequence[str]]) -> Snapshot:
         """Copy what training can have changed since the model was frozen."""
-        parameters = dict(model.named_parameters())
-        names = group_names(optimizer, parameters)
-        states = state_by_name(optimizer.state_dict(), names)
+        states = state_by_name(optimizer.state_dict(), group_names)
         return cls(
-            weights={name: p.detach().clone() for name, p in parameters.items() if p.requires_grad},
+            weights={name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad},
             buffers={name: b.detach().clone() for name, b in model.named_buffers()},
-            optimizer_state={name: _cloned(state) for name, state in states.items()},
+            optimizer_states=_cloned(states),
         )
 
     def add(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
@@ -43,15 +41,22 @@ class Snapshot:
             self.weights.setdefault(name, parameter.detach().clone())
 
     @torch.no_grad()
-    def restore(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """Write the copies back; parameters without saved optimizer state start with none, learning rates stay."""
+    def restore(self, model: nn.Module) -> None:
+        """Write the copies of weights and buffers back."""
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
         for saved, present in ((self.weights, parameters), (self.buffers, buffers)):
             for name, value in saved.items():
                 present[name].copy_(value)
-        states = {name: _cloned(state) for name, state in self.optimizer_state.items()}
-        optimizer.load_state_dict(with_state(optimizer, parameters, states))
+
+    def copied_optimizer_states(self) -> dict[str, dict[str, Any]]:
+        """Copy the optimizer's state by parameter name, for an optimizer that will change it in place."""
+        return _cloned(self.optimizer_states)
 
 
-def _cloned(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value.detach().clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+def _cloned(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {
+            key: value.detach().clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()
+        }
+        for name, state in states.items()
+    }

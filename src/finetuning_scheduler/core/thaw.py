@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 from torch import nn
@@ -32,6 +32,8 @@ def frozen_modules(model: nn.Module) -> set[nn.Module]:
     """
     holds_any: dict[nn.Module, bool] = {}
     holds_trainable: dict[nn.Module, bool] = {}
+    frozen: set[nn.Module] = set()
+    others: set[nn.Module] = set()
 
     def survey(module: nn.Module) -> None:
         own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
@@ -42,15 +44,18 @@ def frozen_modules(model: nn.Module) -> set[nn.Module]:
         holds_any[module] = bool(own) or any(holds_any[child] for child in children)
         holds_trainable[module] = any(own) or any(holds_trainable[child] for child in children)
 
-    def collect(module: nn.Module) -> Iterator[nn.Module]:
+    def sort(module: nn.Module) -> None:
         if holds_any[module] and not holds_trainable[module]:
-            yield from module.modules()
-        elif holds_any[module]:
+            frozen.update(module.modules())
+        else:
+            others.add(module)
             for child in module.children():
-                yield from collect(child)
+                sort(child)
 
     survey(model)
-    return set(collect(model))
+    sort(model)
+    # A module without parameters may be shared by a frozen and a trainable module.
+    return frozen - others
 
 
 class FrozenModulePolicy:
@@ -70,17 +75,23 @@ class FrozenModulePolicy:
         self._model = model
         self._track_running_stats = track_running_stats
         self._mode = mode
+        self._modes_apply = False
         self._paused: set[_BatchNorm] = set()
         self._switched: set[nn.Module] = set()
 
     def apply(self) -> None:
-        """Bring the model in line. Call after each change of ``requires_grad`` and of the model's mode."""
-        if self._track_running_stats and self._mode == "train":
+        """Bring the model in line, now that it is in train mode; from now on :meth:`update` keeps it so."""
+        self._modes_apply = self._mode == "eval"
+        self.update()
+
+    def update(self) -> None:
+        """Follow a change of ``requires_grad``. Module modes stay as they are until :meth:`apply` was called."""
+        if self._track_running_stats and not self._modes_apply:
             return
-        frozen = set(frozen_modules(self._model))
+        frozen = frozen_modules(self._model)
         if not self._track_running_stats:
             self._pause_statistics(frozen)
-        if self._mode == "eval":
+        if self._modes_apply:
             self._switch_modes(frozen)
 
     def release(self) -> None:
@@ -88,6 +99,7 @@ class FrozenModulePolicy:
         for module in self._switched:
             module.training = True
         self._switched.clear()
+        self._modes_apply = False
 
     def _pause_statistics(self, frozen: set[nn.Module]) -> None:
         for layer in self._paused - frozen:

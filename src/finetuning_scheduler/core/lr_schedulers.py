@@ -1,0 +1,194 @@
+"""LR schedulers whose optimizer gains and loses parameter groups: every list with an entry a group follows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    ExponentialLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+    StepLR,
+)
+from torch.optim.swa_utils import SWALR
+
+ParameterGroup = dict[str, Any]
+
+# Schedulers, and subclasses of them, that follow their parameter groups rightly.
+SUPPORTED_LR_SCHEDULERS: tuple[type[LRScheduler], ...] = (
+    StepLR,
+    MultiStepLR,
+    CosineAnnealingWarmRestarts,
+    ReduceLROnPlateau,
+    LambdaLR,
+    ConstantLR,
+    LinearLR,
+    ExponentialLR,
+    CosineAnnealingLR,
+    MultiplicativeLR,
+    PolynomialLR,
+    OneCycleLR,
+    CyclicLR,
+    SequentialLR,
+    ChainedScheduler,
+    SWALR,
+)
+
+# Every list in which a scheduler keeps one entry for each parameter group.
+_PER_GROUP_LISTS = ("base_lrs", "_last_lr", "min_lrs", "lr_lambdas", "max_lrs", "base_momentums", "max_momentums")
+
+
+def nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
+    """Yield a scheduler and, depth first, those it is composed of."""
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from nested(inner)
+
+
+def is_supported(scheduler: LRScheduler) -> bool:
+    """Whether a scheduler and all it is composed of are of the supported classes."""
+    return all(isinstance(each, SUPPORTED_LR_SCHEDULERS) for each in nested(scheduler))
+
+
+def constant_one(_: int) -> float:
+    """Leave a group's learning rate alone: the ``lr_lambda`` of groups that take none."""
+    return 1.0
+
+
+def grow(scheduler: LRScheduler, group: ParameterGroup, reference: ParameterGroup, *, apply_lambdas: bool) -> None:
+    """Let a scheduler act, from its next step on, on a group that was just added at its ``lr`` and ``initial_lr``.
+
+    Args:
+        scheduler: The scheduler, with all it is composed of.
+        group: The new group. What the scheduler keeps in the group itself is added to it.
+        reference: A group the scheduler already acts on. Where the scheduler needs more learning rates than one (the
+            peak of a cycle, the end of an averaging run), the new group's are in proportion to the reference's.
+        apply_lambdas: Take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value, instead of
+            leaving the group's learning rate alone.
+    """
+    for each in nested(scheduler):
+        if isinstance(each, (LambdaLR, MultiplicativeLR)):
+            last: Callable[[int], float] = each.lr_lambdas[-1] if each.lr_lambdas else constant_one
+            each.lr_lambdas.append(last if apply_lambdas else constant_one)
+            if apply_lambdas:
+                group["lr"] = group["lr"] * last(each.last_epoch)
+        elif isinstance(each, ReduceLROnPlateau):
+            # A list of per-group minima has no entry for a new group; the last one is the best guess.
+            each.min_lrs.append(each.min_lrs[-1] if each.default_min_lr is None else each.default_min_lr)
+        elif isinstance(each, (OneCycleLR, CyclicLR, SWALR)):
+            _grow_proportionally(each, group, reference)
+        if hasattr(each, "base_lrs"):
+            each.base_lrs.append(_detached(group["initial_lr"]))
+    for each in nested(scheduler):
+        if hasattr(each, "_last_lr"):
+            each._last_lr = [*each._last_lr, _detached(group["lr"])]
+
+
+def select(scheduler: LRScheduler, indices: Sequence[int], group_count: int) -> None:
+    """Keep the entries of the given groups in each of a scheduler's per-group lists.
+
+    Args:
+        scheduler: The scheduler, with all it is composed of.
+        indices: Positions of the groups that stay.
+        group_count: How many groups there were.
+    """
+    for each in nested(scheduler):
+        for name in _PER_GROUP_LISTS:
+            entries = getattr(each, name, None)
+            if isinstance(entries, list) and len(entries) == group_count:
+                setattr(each, name, [entries[index] for index in indices])
+
+
+def retarget(scheduler: LRScheduler, optimizer: Optimizer) -> None:
+    """Let a scheduler go on with another optimizer that has the same groups."""
+    _watch_steps(optimizer)
+    for each in nested(scheduler):
+        each.optimizer = optimizer
+
+
+def growth_failure(scheduler: LRScheduler) -> str | None:
+    """Try on a copy whether a scheduler of a class not known here can follow a new group; return why not.
+
+    Works on stand-in parameters, so that a scheduler that would fail at its first step fails before training.
+    """
+    groups = scheduler.optimizer.param_groups
+    stand_in = SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(len(groups) + 1)], lr=0.1)
+    for substitute, group in zip(stand_in.param_groups, [*groups, groups[0]], strict=True):
+        substitute.update(
+            {key: copy.copy(value) for key, value in group.items() if key not in ("params", "param_names")}
+        )
+        substitute.setdefault("initial_lr", substitute["lr"])
+    trial = _trial_copy(scheduler, stand_in)
+    try:
+        grow(trial, stand_in.param_groups[-1], stand_in.param_groups[0], apply_lambdas=False)
+        _watch_steps(stand_in)
+        stand_in.step()
+        trial.step()
+    except Exception as error:  # noqa: BLE001  # whatever a foreign class raises is the reason to refuse it
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _trial_copy(scheduler: LRScheduler, optimizer: Optimizer) -> LRScheduler:
+    trial = copy.copy(scheduler)
+    for name, value in vars(scheduler).items():
+        if isinstance(value, (list, dict)):
+            setattr(trial, name, copy.copy(value))
+    trial.optimizer = optimizer
+    if hasattr(trial, "_schedulers"):
+        trial._schedulers = [_trial_copy(inner, optimizer) for inner in trial._schedulers]
+    return trial
+
+
+def _grow_proportionally(
+    scheduler: OneCycleLR | CyclicLR | SWALR, group: ParameterGroup, reference: ParameterGroup
+) -> None:
+    start = reference["initial_lr"] if not isinstance(scheduler, CyclicLR) else scheduler.base_lrs[0]
+    ratio = float(group["initial_lr"]) / float(start) if float(start) else 1.0
+    for key in ("max_lr", "min_lr", "swa_lr"):
+        if key in reference:
+            group[key] = reference[key] * ratio
+    if isinstance(scheduler, CyclicLR):
+        scheduler.max_lrs.append(scheduler.max_lrs[0] * ratio)
+    if not isinstance(scheduler, SWALR) and scheduler.cycle_momentum:
+        for key in ("max_momentum", "base_momentum"):
+            group[key] = reference[key]
+        if scheduler.use_beta1:
+            group["betas"] = (reference["betas"][0], *group["betas"][1:])
+        else:
+            group["momentum"] = reference["momentum"]
+        if isinstance(scheduler, CyclicLR):
+            scheduler.max_momentums.append(scheduler.max_momentums[0])
+            scheduler.base_momentums.append(scheduler.base_momentums[0])
+
+
+def _watch_steps(optimizer: Optimizer) -> None:
+    """Make an optimizer note its steps, which schedulers ask about; making a scheduler is the public way to do it."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    initial = ["initial_lr" in group for group in optimizer.param_groups]
+    LambdaLR(optimizer, constant_one)
+    for group, lr, had_initial in zip(optimizer.param_groups, rates, initial, strict=True):
+        group["lr"] = lr
+        if not had_initial:
+            del group["initial_lr"]
+
+
+def _detached(lr: float | torch.Tensor) -> Any:
+    return lr.clone() if isinstance(lr, torch.Tensor) else lr
