@@ -25,7 +25,7 @@ from .callbacks.configuration import (
     untested_warnings,
 )
 from .callbacks.early_stopping import FTSEarlyStopping
-from .callbacks.optimization import implicit_schedule, install_optimization
+from .callbacks.optimization import implicit_schedule, install_optimization, plain_configuration
 from .callbacks.restore import restore_best
 from .callbacks.wiring import find, install
 from .core.artifacts import save_renumbered, save_schedule
@@ -363,6 +363,8 @@ class FinetuningScheduler(AttachableCallback):
             source = self._schedule_source
             if source is None:
                 source = implicit_schedule(pl_module, self.reinit_optim_cfg, self.reinit_lr_cfg)
+            elif isinstance(source, dict):
+                source = plain_configuration(source)
             resolution = resolve(source, pl_module)
         except ScheduleError as error:
             if error.renumbered is not None and trainer.is_global_zero:

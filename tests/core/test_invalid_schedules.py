@@ -144,7 +144,8 @@ CASES = [
         HEAD + "  max_transition_epok: 3\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: expected one of the keys params, max_transition_epoch, "
-        "max_transition_step, lr, new_optimizer, new_lr_scheduler, got `max_transition_epok`. "
+        "max_transition_step, lr, lr_decay, lr_decay_min_scale, lr_warmup_steps, new_optimizer, "
+        "new_lr_scheduler, got `max_transition_epok`. "
         "Fix: did you mean `max_transition_epoch`?",
         id="unknown-key",
     ),
@@ -152,7 +153,8 @@ CASES = [
         HEAD + "  zzz: 3\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: expected one of the keys params, max_transition_epoch, "
-        "max_transition_step, lr, new_optimizer, new_lr_scheduler, got `zzz`. "
+        "max_transition_step, lr, lr_decay, lr_decay_min_scale, lr_warmup_steps, new_optimizer, "
+        "new_lr_scheduler, got `zzz`. "
         "Fix: remove it",
         id="unknown-key-far",
     ),

@@ -14,13 +14,11 @@ from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetuning_scheduler.core.param_groups import (
-    SUPPORTED_LR_SCHEDULERS,
     add_group,
     group_names,
     keep_only,
     learning_rates,
     reorder_groups,
-    split_no_decay,
     state_by_name,
     with_state,
 )
@@ -69,7 +67,7 @@ SCHEDULERS: dict[type[LRScheduler], tuple[Callable[[Optimizer], LRScheduler], Ca
 # Their state is the closed form of the base learning rate, or a function given for each group.
 CLOSED_FORM = (schedulers.CosineAnnealingWarmRestarts,)
 PER_GROUP_FUNCTION = (schedulers.LambdaLR, schedulers.MultiplicativeLR)
-EACH_SCHEDULER = pytest.mark.parametrize("kind", SUPPORTED_LR_SCHEDULERS, ids=lambda kind: kind.__name__)
+EACH_SCHEDULER = pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
 
 
 def make_model() -> nn.ModuleDict:
@@ -105,10 +103,6 @@ def new_groups_factor(kind: type[LRScheduler], added_after: int, step: int) -> f
     if issubclass(kind, PER_GROUP_FUNCTION):
         return 1.0
     return factor(step) if issubclass(kind, CLOSED_FORM) else factor(step) / factor(added_after)
-
-
-def test_the_table_covers_every_supported_scheduler() -> None:
-    assert set(SCHEDULERS) == set(SUPPORTED_LR_SCHEDULERS)
 
 
 @EACH_SCHEDULER
@@ -347,21 +341,3 @@ def test_with_state_keeps_learning_rates_and_gives_unnamed_parameters_a_fresh_st
     assert learning_rates(optimizer) == [0.5, 0.25, 0.125]
     assert {parameter is model["head"].bias for parameter in optimizer.state} == {True}
     assert torch.equal(optimizer.state[model["head"].bias]["momentum_buffer"], torch.full((2,), 7.0))
-
-
-@pytest.mark.parametrize(
-    ("fragments", "expected"),
-    [
-        pytest.param((), [(["head.weight", "head.bias"], {})], id="none given"),
-        pytest.param(("norm",), [(["head.weight", "head.bias"], {})], id="none matches"),
-        pytest.param(("head",), [(["head.weight", "head.bias"], {"weight_decay": 0.0})], id="all match"),
-        pytest.param(
-            ("norm", "bias"), [(["head.weight"], {}), (["head.bias"], {"weight_decay": 0.0})], id="some match"
-        ),
-    ],
-)
-def test_parameters_named_by_a_fragment_do_not_decay(
-    fragments: tuple[str, ...], expected: list[tuple[list[str], dict[str, float]]]
-) -> None:
-    splits = split_no_decay(named(make_model(), "head"), fragments)
-    assert [([name for name, _ in pairs], options) for pairs, options in splits] == expected

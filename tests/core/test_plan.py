@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from finetuning_scheduler.core.plan import Plan
+from finetuning_scheduler.core.plan import GroupRules, Plan
 from finetuning_scheduler.core.schedule import Schedule
 
 LAYERS = ("head", "middle", "first")
@@ -21,8 +21,7 @@ def make_plan(
     return Plan.of(
         Schedule.parse(phases),
         dict(model.named_parameters()),
-        default_lr=default_lr,
-        no_decay=no_decay,
+        GroupRules(default_lr, no_decay),
         max_depth=max_depth,
     )
 
@@ -30,7 +29,7 @@ def make_plan(
 def test_a_phase_adds_one_group_with_its_own_learning_rate_or_the_default() -> None:
     plan = make_plan({}, {"lr": 0.125}, {})
     assert [group.lr for phase in plan.phases[1:] for group in phase.groups] == [0.125, 0.5]
-    assert [phase.names for phase in plan.phases] == [(f"{layer}.weight", f"{layer}.bias") for layer in LAYERS]
+    assert [phase.limits.params for phase in plan.phases] == [(f"{layer}.weight", f"{layer}.bias") for layer in LAYERS]
 
 
 def test_no_decay_splits_a_phase_in_two_groups_that_share_its_learning_rate() -> None:

@@ -21,7 +21,6 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
-from finetuning_scheduler.core.param_groups import SUPPORTED_LR_SCHEDULERS
 from finetuning_scheduler.core.runner import PhaseRunner, Transition
 from finetuning_scheduler.core.schedule import Schedule
 from finetuning_scheduler.core.transitions import Reason
@@ -373,7 +372,7 @@ SCHEDULER_OPTIONS: dict[type[LRScheduler], dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("apply_lambdas", [False, True], ids=["", "apply lambdas"])
-@pytest.mark.parametrize("kind", SUPPORTED_LR_SCHEDULERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", SCHEDULER_OPTIONS, ids=lambda kind: kind.__name__)
 def test_every_scheduler_resumes_bitwise(kind: type[LRScheduler], apply_lambdas: bool) -> None:
     run = RUNS["epoch limits, best in phase 0"]
 

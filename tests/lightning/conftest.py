@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-sys.path.append(str(Path(__file__).parent))  # the helper modules `reference` and `toys`
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -137,7 +137,7 @@ assert finetuning_scheduler.fts.FinetuningScheduler is finetuning_scheduler.Fine
 assert supporters.FTSEarlyStopping is finetuning_scheduler.FTSEarlyStopping
 assert supporters.FTSCheckpoint is finetuning_scheduler.FTSCheckpoint
 assert callable(supporters.ScheduleImplMixin.gen_ft_schedule)
-from finetuning_scheduler.strategy_adapters import FSDPStrategyAdapter, ModelParallelStrategyAdapter, StrategyAdapter
+from finetuning_scheduler.strategy_adapters import StrategyAdapter
 names = {"FinetuningScheduler", "FTSEarlyStopping", "FTSCheckpoint", "Schedule", "Phase"}
 assert names <= set(dir(finetuning_scheduler))
 print("fine")

@@ -37,6 +37,7 @@ def implicit_schedule(
     Raises:
         OptimizerError: A list depends on the number of groups, which differs from phase to phase.
     """
+    reinit_optim_cfg, reinit_lr_cfg = plain_configuration(reinit_optim_cfg), plain_configuration(reinit_lr_cfg)
     if problems := _per_group_lists(reinit_lr_cfg or {}):
         raise OptimizerError(problems)
     phases = generate(model).to_dict()
@@ -46,6 +47,21 @@ def implicit_schedule(
         if number > 0 and reinit_lr_cfg is not None:
             phase["new_lr_scheduler"] = reinit_lr_cfg
     return phases
+
+
+def plain_configuration(value: Any) -> Any:
+    """Copy a configuration, turning the namespaces that LightningCLI makes of ``class_path`` into dictionaries."""
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
+    if isinstance(value, Mapping):
+        plain = {key: plain_configuration(item) for key, item in value.items()}
+        if isinstance(arguments := plain.get("init_args"), dict):
+            # LightningCLI lists even the arguments that only a running session can fill in.
+            plain["init_args"] = {
+                key: item for key, item in arguments.items() if item is not None or key not in ("params", "optimizer")
+            }
+        return plain
+    return [plain_configuration(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _per_group_lists(reinit_lr_cfg: Mapping[str, Any]) -> list[Problem]:
