@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-    from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        DeepSpeedStrategy,
+        FSDPStrategy,
+        ModelParallelStrategy,
+        SingleDeviceStrategy,
+        Strategy,
+    )
     from lightning.pytorch.trainer.states import TrainerFn
     from lightning.pytorch.utilities.types import LRSchedulerConfig
 else:
@@ -35,8 +42,10 @@ else:
     _name = _package()
     pl = importlib.import_module(_name)
     EarlyStoppingReason = importlib.import_module(f"{_name}.callbacks.early_stopping").EarlyStoppingReason
-    SingleDeviceStrategy = importlib.import_module(f"{_name}.strategies").SingleDeviceStrategy
-    Strategy = importlib.import_module(f"{_name}.strategies").Strategy
+    _strategies = importlib.import_module(f"{_name}.strategies")
+    DDPStrategy, DeepSpeedStrategy = _strategies.DDPStrategy, _strategies.DeepSpeedStrategy
+    FSDPStrategy, ModelParallelStrategy = _strategies.FSDPStrategy, _strategies.ModelParallelStrategy
+    SingleDeviceStrategy, Strategy = _strategies.SingleDeviceStrategy, _strategies.Strategy
     TrainerFn = importlib.import_module(f"{_name}.trainer.states").TrainerFn
     LRSchedulerConfig = importlib.import_module(f"{_name}.utilities.types").LRSchedulerConfig
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
@@ -50,12 +59,16 @@ ModelCheckpoint = pl.callbacks.ModelCheckpoint
 __all__ = [
     "AttachableCallback",
     "Callback",
+    "DDPStrategy",
+    "DeepSpeedStrategy",
     "EarlyStopping",
     "EarlyStoppingReason",
+    "FSDPStrategy",
     "InspectableEarlyStopping",
     "LightningModule",
     "MisconfigurationException",
     "ModelCheckpoint",
+    "ModelParallelStrategy",
     "NotifyingModelCheckpoint",
     "SingleDeviceStrategy",
     "Strategy",
@@ -66,7 +79,9 @@ __all__ = [
     "install_optimizer",
     "load_model_and_precision",
     "pl",
+    "rebuild_ddp",
     "step_plateau_schedulers",
+    "strategy_flags",
 ]
 
 
@@ -149,6 +164,31 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     """Return the trainer's own list of callbacks, which its hooks go through."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     return callbacks
+
+
+def strategy_flags(trainer: Trainer) -> set[str]:
+    """Return the names by which a user may know the trainer's strategy: what was asked for, and what it is called."""
+    asked = trainer._accelerator_connector._strategy_flag
+    names = {type(trainer.strategy).__name__, getattr(trainer.strategy, "strategy_name", "")}
+    return {name for name in (*names, asked) if isinstance(name, str) and name}
+
+
+def rebuild_ddp(trainer: Trainer) -> None:
+    """Wrap the module anew, so that gradients of exactly the parameters that require them are reduced.
+
+    ``DistributedDataParallel`` looks at ``requires_grad`` once, when it is made. The weights are equal on all ranks
+    already and are not sent again.
+    """
+    strategy = cast("DDPStrategy", trainer.strategy)
+    settings = strategy._ddp_kwargs
+    # The old reducer goes first: its hooks on the parameters would count every gradient twice.
+    strategy.model = None
+    strategy._ddp_kwargs = {**settings, "init_sync": False}
+    try:
+        strategy.model = strategy._setup_model(trainer.lightning_module)
+    finally:
+        strategy._ddp_kwargs = settings
+    strategy._register_ddp_hooks()
 
 
 def install_optimizer(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:

@@ -25,17 +25,17 @@ from .callbacks.configuration import (
     untested_warnings,
 )
 from .callbacks.early_stopping import FTSEarlyStopping
-from .callbacks.optimization import implicit_schedule, install_optimization, plain_configuration
+from .callbacks.optimization import install_optimization
 from .callbacks.restore import restore_best
+from .callbacks.source import resolve_source
 from .callbacks.wiring import find, install
-from .core.artifacts import save_renumbered, save_schedule
+from .core.artifacts import save_schedule
 from .core.generate import generate
 from .core.runner import PhaseRunner
 from .core.schedule import Schedule
-from .core.selectors import resolve
 from .core.transitions import Decision, Reason
 from .errors import CheckpointError, Problem, ScheduleError
-from .strategy_adapters import StrategyAdapter
+from .strategy_adapters import StrategyAdapter, has_custom_adapter, make_adapter, untested_strategy
 
 log = logging.getLogger("finetuning_scheduler")
 
@@ -121,6 +121,8 @@ class FinetuningScheduler(AttachableCallback):
         self._epoch_boundary = True
         self._modes_are_stale = False
         self._owes_plateau_step = False
+        self._told_of_disagreement = False
+        self._unchecked_replicas = False
         self._problems: list[Problem] = []
         self._schedule_source = ft_schedule
         self._requested_max_depth = max_depth
@@ -153,6 +155,7 @@ class FinetuningScheduler(AttachableCallback):
             self.restore_best_ckpt()
         runner.advance(reason, epoch=trainer.current_epoch, step=trainer.global_step)
         install_optimization(trainer, runner)
+        self._unchecked_replicas = True
         if (early_stopping := find(trainer, FTSEarlyStopping)) is not None:
             early_stopping.enter_phase()
 
@@ -178,6 +181,8 @@ class FinetuningScheduler(AttachableCallback):
         """
         trainer, runner = self._fitting()
         checkpoint = find(trainer, FTSCheckpoint)
+        if checkpoint is not None:
+            checkpoint.best_model_path = self.strategy_adapter.from_rank_zero(checkpoint.best_model_path)
         if checkpoint is None or not checkpoint.best_model_path:
             self._report(logging.INFO, "No checkpoint has been saved yet: the next phase starts from present weights.")
             return
@@ -222,8 +227,9 @@ class FinetuningScheduler(AttachableCallback):
         if self.gen_ft_sched_only:
             self._generate_and_exit(trainer, pl_module)
         with _as_misconfiguration():
-            schedule = self._checked_schedule(trainer, pl_module)
+            self.strategy_adapter = make_adapter(trainer, self.custom_strategy_adapters, self.strategy_adapter_cfg)
             self.strategy_adapter.connect(trainer)
+            schedule = self._checked_schedule(trainer, pl_module)
             self._runner = self._make_runner(trainer, pl_module, schedule)
             self.ft_schedule, self.max_depth = self._runner.schedule, self._runner.plan.last_phase
             if self._loaded is not None:
@@ -280,8 +286,11 @@ class FinetuningScheduler(AttachableCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """End the session at the last phase's step limit."""
+        """Check that ranks agree after a phase's first step; end the session at the last phase's step limit."""
         runner = self._runner
+        if self._unchecked_replicas and runner is not None and trainer.global_step > runner.progress.entry_step:
+            self._unchecked_replicas = False
+            self.strategy_adapter.check_replicas(p for p in runner.parameters.values() if p.requires_grad)
         if runner is None or runner.phases_remaining or runner.schedule.phases[runner.phase].max_transition_step < 0:
             return
         if runner.decide(epoch=trainer.current_epoch, step=trainer.global_step, epoch_boundary=False).advance:
@@ -326,14 +335,28 @@ class FinetuningScheduler(AttachableCallback):
 
     def _decide(self, trainer: Trainer) -> Decision:
         _, runner = self._fitting()
-        early_stopping = find(trainer, FTSEarlyStopping)
-        exhausted = early_stopping is not None and early_stopping.phase_exhausted
         return runner.decide(
             epoch=trainer.current_epoch,
             step=trainer.global_step,
             epoch_boundary=self._epoch_boundary,
-            patience_exhausted=exhausted and (self._epoch_boundary or self.intra_epoch_transitions),
+            patience_exhausted=self._patience_exhausted(trainer),
         )
+
+    def _patience_exhausted(self, trainer: Trainer) -> bool:
+        """Whether any rank has run out of patience; asked when that may have changed, since ranks have to talk."""
+        early_stopping = find(trainer, FTSEarlyStopping)
+        if early_stopping is None or not (self._epoch_boundary or self.intra_epoch_transitions):
+            return False
+        mine = early_stopping.phase_exhausted
+        anyone = self.strategy_adapter.any_rank(mine)
+        if anyone and not self.strategy_adapter.every_rank(mine) and not self._told_of_disagreement:
+            self._told_of_disagreement = True
+            self._report(
+                logging.WARNING,
+                f"The ranks disagree on whether {early_stopping.monitor!r} has stopped improving; all of them go on to "
+                "the next phase together. Log it with sync_dist=True.",
+            )
+        return anyone
 
     def _limit_reached(self, trainer: Trainer, epoch: int) -> bool:
         _, runner = self._fitting()
@@ -353,34 +376,35 @@ class FinetuningScheduler(AttachableCallback):
             log.log(level, message)
 
     def _checked_schedule(self, trainer: Trainer, pl_module: LightningModule) -> Schedule:
-        """Resolve the schedule and check the configuration, so that all problems are reported together."""
-        implicit = self._schedule_source is None
+        """Check the configuration and resolve the schedule, so that all problems are reported together."""
         problems = [
             *self._problems,
-            *configuration_problems(self, self._requested_max_depth, trainer, implicit=implicit),
+            *configuration_problems(self, self._requested_max_depth, trainer, implicit=self._schedule_source is None),
         ]
-        try:
-            source = self._schedule_source
-            if source is None:
-                source = implicit_schedule(pl_module, self.reinit_optim_cfg, self.reinit_lr_cfg)
-            elif isinstance(source, dict):
-                source = plain_configuration(source)
-            resolution = resolve(source, pl_module)
-        except ScheduleError as error:
-            if error.renumbered is not None and trainer.is_global_zero:
-                path = save_renumbered(error.renumbered, pl_module, str(self.log_dir))
-                problems.append(Problem(f"a copy with the phases renumbered from 0 was written to {path}"))
-            if not problems:
-                raise
-            raise ScheduleError([*error.problems, *problems]) from error
-        problems += limit_problems(self, resolution.schedule)
-        if problems:
+        unsupported = untested_strategy(trainer.strategy)
+        if unsupported and not has_custom_adapter(trainer, self.custom_strategy_adapters):
+            if self.allow_untested:
+                self._report(logging.WARNING, f"{unsupported}; going on since `allow_untested` is set.")
+            else:
+                problems.append(Problem(unsupported, fix="Set `allow_untested=True` to try it."))
+        # Rank zero alone reads files and draws up the schedule.
+        outcome = None
+        if trainer.is_global_zero:
+            outcome = resolve_source(
+                self._schedule_source, pl_module, str(self.log_dir), self.reinit_optim_cfg, self.reinit_lr_cfg
+            )
+        outcome = self.strategy_adapter.from_rank_zero(outcome)
+        if isinstance(outcome, ScheduleError):
+            raise ScheduleError([*outcome.problems, *problems]) if problems else outcome
+        if outcome is None:
+            raise RuntimeError("expected global rank zero to send a schedule")
+        if problems := [*problems, *limit_problems(self, outcome.schedule)]:
             raise ScheduleError(problems)
-        for message in resolution.notices:
+        for message in outcome.notices:
             self._report(logging.INFO, message)
-        for message in resolution.warnings:
+        for message in outcome.warnings:
             self._report(logging.WARNING, message)
-        return resolution.schedule
+        return outcome.schedule
 
     def _make_runner(self, trainer: Trainer, pl_module: LightningModule, schedule: Schedule) -> PhaseRunner:
         return PhaseRunner(

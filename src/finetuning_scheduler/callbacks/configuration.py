@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from .._lightning import LightningModule, SingleDeviceStrategy, Trainer
+from .._lightning import LightningModule, Trainer
 from ..core.lr_schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from ..core.plan import Plan
 from ..core.schedule import Schedule
@@ -124,9 +124,6 @@ def _optimizer_problems(trainer: Trainer) -> Iterator[Problem]:
 
 def _untested(trainer: Trainer) -> Iterator[Problem]:
     fix = "Set `allow_untested=True` to try it."
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
-        message = f"expected a supported strategy, got {type(trainer.strategy).__name__}"
-        yield Problem(message, fix=fix)
     for config in trainer.lr_scheduler_configs:
         if not is_supported(config.scheduler):
             names = ", ".join(kind.__name__ for kind in SUPPORTED_LR_SCHEDULERS)

@@ -1,5 +1,13 @@
 """What a Lightning strategy needs to be told when parameters are frozen or thawed."""
 
 from .base import StrategyAdapter
+from .ddp import DDPStrategyAdapter
+from .registry import has_custom_adapter, make_adapter, untested_strategy
 
-__all__ = ["StrategyAdapter"]
+__all__ = [
+    "DDPStrategyAdapter",
+    "StrategyAdapter",
+    "has_custom_adapter",
+    "make_adapter",
+    "untested_strategy",
+]

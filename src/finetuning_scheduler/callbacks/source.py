@@ -1,0 +1,97 @@
+"""The schedule a user asked for: generated in implicit mode, else read, and resolved against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+from torch import nn
+
+from ..core.artifacts import save_renumbered
+from ..core.generate import generate
+from ..core.schedule import Schedule
+from ..core.selectors import Resolution, resolve
+from ..errors import OptimizerError, Problem, ScheduleError
+
+
+def resolve_source(
+    source: Schedule | Mapping[Any, Any] | str | PathLike[str] | None,
+    model: nn.Module,
+    directory: str,
+    reinit_optim_cfg: Mapping[str, Any] | None = None,
+    reinit_lr_cfg: Mapping[str, Any] | None = None,
+) -> Resolution | ScheduleError:
+    """Resolve a schedule; what is wrong with it is returned, so that it can be sent to other ranks.
+
+    Args:
+        source: What the user gave; ``None`` generates a schedule.
+        model: The model.
+        directory: Where a renumbered copy of a schedule with gaps goes.
+        reinit_optim_cfg: In implicit mode, what ``new_optimizer`` of each phase after the first is.
+        reinit_lr_cfg: In implicit mode, what ``new_lr_scheduler`` of each phase after the first is.
+    """
+    try:
+        if source is None:
+            source = implicit_schedule(model, reinit_optim_cfg, reinit_lr_cfg)
+        return resolve(plain_configuration(source) if isinstance(source, dict) else source, model)
+    except ScheduleError as error:
+        if error.renumbered is None:
+            return error
+        path = save_renumbered(error.renumbered, model, directory)
+        note = Problem(f"a copy with the phases renumbered from 0 was written to {path}")
+        return type(error)([*error.problems, note])
+
+
+def implicit_schedule(
+    model: nn.Module, reinit_optim_cfg: Mapping[str, Any] | None, reinit_lr_cfg: Mapping[str, Any] | None
+) -> dict[int, dict[str, Any]]:
+    """Generate a schedule in which every phase after the first installs the given optimizer and LR scheduler.
+
+    Args:
+        model: The model to generate the schedule for.
+        reinit_optim_cfg: What ``new_optimizer`` of a phase would be.
+        reinit_lr_cfg: What ``new_lr_scheduler`` of a phase would be, without lists that depend on the number of groups.
+
+    Raises:
+        OptimizerError: A list depends on the number of groups, which differs from phase to phase.
+    """
+    reinit_optim_cfg, reinit_lr_cfg = plain_configuration(reinit_optim_cfg), plain_configuration(reinit_lr_cfg)
+    if problems := _per_group_lists(reinit_lr_cfg or {}):
+        raise OptimizerError(problems)
+    phases = generate(model).to_dict()
+    for number, phase in phases.items():
+        if number > 0 and reinit_optim_cfg is not None:
+            phase["new_optimizer"] = reinit_optim_cfg
+        if number > 0 and reinit_lr_cfg is not None:
+            phase["new_lr_scheduler"] = reinit_lr_cfg
+    return phases
+
+
+def plain_configuration(value: Any) -> Any:
+    """Copy a configuration, turning the namespaces that LightningCLI makes of ``class_path`` into dictionaries."""
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
+    if isinstance(value, Mapping):
+        plain = {key: plain_configuration(item) for key, item in value.items()}
+        if isinstance(arguments := plain.get("init_args"), dict):
+            # LightningCLI lists even the arguments that only a running session can fill in.
+            plain["init_args"] = {
+                key: item for key, item in arguments.items() if item is not None or key not in ("params", "optimizer")
+            }
+        return plain
+    return [plain_configuration(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _per_group_lists(reinit_lr_cfg: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    fix = "Leave it out, or give it in the phases of an explicit schedule."
+    if reinit_lr_cfg.get("init_pg_lrs") is not None:
+        message = "expected `reinit_lr_cfg` to suit any number of parameter groups, got `init_pg_lrs`"
+        problems.append(Problem(message, fix=fix))
+    init = reinit_lr_cfg.get("lr_scheduler_init")
+    arguments = init.get("init_args") if isinstance(init, Mapping) else None
+    if isinstance(arguments, Mapping) and isinstance(arguments.get("min_lr"), (list, tuple)):
+        message = "expected `reinit_lr_cfg` to suit any number of parameter groups, got a list as `min_lr`"
+        problems.append(Problem(message, fix="Give one number."))
+    return problems

@@ -1,0 +1,81 @@
+"""Which adapter serves a strategy: the user's own, one of this package's, or none with the reason."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from .._lightning import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy, Trainer, strategy_flags
+from ..errors import Problem, ScheduleError
+from .base import StrategyAdapter
+from .ddp import DDPStrategyAdapter
+
+ENTRY_POINT_GROUP = "finetuning_scheduler.strategy_adapters"
+
+_DEEPSPEED = (
+    "DeepSpeed: parameters frozen when its engine starts and thawed later never train, and parameters frozen after it "
+    "has started keep drifting under AdamW"
+)
+
+
+def untested_strategy(strategy: Strategy) -> str | None:
+    """Say why a strategy has no adapter of this package, or return ``None``."""
+    if isinstance(strategy, DeepSpeedStrategy):
+        return _DEEPSPEED
+    if type(strategy).__name__ == "XLAStrategy" or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        return f"{type(strategy).__name__} has not been tested with schedules"
+    return None
+
+
+def has_custom_adapter(trainer: Trainer, custom: Mapping[str, str] | None) -> bool:
+    """Whether the user has named an adapter for the trainer's strategy."""
+    return bool(strategy_flags(trainer) & set(custom or ()))
+
+
+def make_adapter(
+    trainer: Trainer, custom: Mapping[str, str] | None, configuration: Mapping[str, Any] | None
+) -> StrategyAdapter:
+    """Make the adapter for the trainer's strategy.
+
+    Args:
+        trainer: The trainer.
+        custom: Adapters by strategy flag: an entry-point name, ``"pkg.mod:Class"`` or ``"pkg.mod.Class"``.
+        configuration: Keyword arguments of the adapter.
+
+    Raises:
+        ScheduleError: The named class cannot be imported, is no adapter, or does not take the arguments.
+    """
+    flags = strategy_flags(trainer)
+    name = next((path for flag, path in (custom or {}).items() if flag in flags), None)
+    kind: type[StrategyAdapter] = StrategyAdapter
+    if name is not None:
+        kind = _imported(name)
+    elif isinstance(trainer.strategy, DDPStrategy) and not isinstance(trainer.strategy, DeepSpeedStrategy):
+        kind = DDPStrategyAdapter
+    try:
+        return kind(**(configuration or {}))
+    except TypeError as error:
+        message = f"{kind.__name__} does not take `strategy_adapter_cfg` {dict(configuration or {})}: {error}"
+        raise ScheduleError(Problem(message, fix="Correct `strategy_adapter_cfg`.")) from error
+
+
+def _imported(name: str) -> type[StrategyAdapter]:
+    fix = f"Use the name of an entry point of the group {ENTRY_POINT_GROUP}, 'pkg.mod:Class' or 'pkg.mod.Class'."
+    try:
+        points = entry_points(group=ENTRY_POINT_GROUP, name=name)
+        if points:
+            found = next(iter(points)).load()
+        else:
+            module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+            found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"the strategy adapter {name!r} cannot be imported ({error})"
+        raise ScheduleError(Problem(message, fix=fix)) from error
+    if not (isinstance(found, type) and issubclass(found, StrategyAdapter)):
+        message = f"expected a subclass of StrategyAdapter, got {name!r}"
+        raise ScheduleError(
+            Problem(message, fix="Derive it from finetuning_scheduler.strategy_adapters.StrategyAdapter.")
+        )
+    return found
