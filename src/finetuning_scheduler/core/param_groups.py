@@ -112,6 +112,7 @@ def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: 
     optimizer.param_groups[:] = [optimizer.param_groups[index] for index in remaining]
     for parameter in [p for p in optimizer.state if id(p) not in kept_ids]:
         del optimizer.state[parameter]
+    _repartition(optimizer)
 
 
 def reorder_groups(optimizer: Optimizer, parameters: NamedParameters, stored: Sequence[Sequence[str]]) -> None:
@@ -161,15 +162,41 @@ def with_state(
 
     Parameters that ``states`` does not name start without state, as they do when they are first thawed.
     """
-    present = optimizer.state_dict()
     names = group_names(optimizer, parameters)
-    present["state"] = {
+    groups = _packed(optimizer)
+    state = {
         position: dict(states[name])
-        for group, names_ in zip(present["param_groups"], names, strict=True)
+        for group, names_ in zip(groups, names, strict=True)
         for position, name in zip(group["params"], names_, strict=True)
         if name in states
     }
-    return present
+    return {"state": state, "param_groups": groups}
+
+
+def _packed(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Give the groups with positions in place of parameters, as ``state_dict`` does.
+
+    ``state_dict`` itself is no way to them where the state is spread over ranks and has to be collected first.
+    """
+    groups, first = [], 0
+    for group in optimizer.param_groups:
+        positions = list(range(first, first + len(group["params"])))
+        groups.append({**group, "params": positions})
+        first += len(positions)
+    return groups
+
+
+def _repartition(optimizer: Any) -> None:
+    """Let a ``ZeroRedundancyOptimizer`` spread its parameters over the ranks anew, in place, before its first step."""
+    if hasattr(optimizer, "consolidate_state_dict"):
+        type(optimizer).__init__(
+            optimizer,
+            optimizer.param_groups,
+            optimizer._optim_constructor,
+            process_group=optimizer.process_group,
+            parameters_as_bucket_view=optimizer.parameters_as_bucket_view,
+            **optimizer._optim_defaults,
+        )
 
 
 def _like(reference: object, lr: float) -> float | torch.Tensor:

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, OptimizerError, Problem, ScheduleError
 from .generate import generate
 from .lr_schedulers import growth_failure, is_supported
 from .optimization import Optimization
-from .param_groups import learning_rates, reorder_groups
+from .param_groups import learning_rates, reorder_groups, with_state
 from .plan import GroupRules, Plan, block_numbers
 from .reinit import SchedulerSettings, check_against_model, sparse_parameters
 from .schedule import Schedule
@@ -271,7 +271,7 @@ class PhaseRunner:
         if state is None:
             text = f"The best state, of phase {phase}, belongs to another optimizer: {{}} starts without state."
             self._report(logging.WARNING, text.format(type(self.optimizer).__name__))
-            state = {**self.optimizer.state_dict(), "state": {}}
+            state = with_state(self.optimizer, self.parameters, {})
         return state
 
     def settle(self) -> None:
