@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, Literal
@@ -117,7 +117,7 @@ class FinetuningScheduler(AttachableCallback):
         self.trainer: Trainer | None = None
         self.pl_module: LightningModule | None = None
         self._runner: PhaseRunner | None = None
-        self._loaded: dict[str, Any] | None = None
+        self._loaded: Mapping[str, Any] | None = None
         self._epoch_boundary = True
         self._modes_are_stale = False
         self._owes_plateau_step = False
@@ -187,7 +187,12 @@ class FinetuningScheduler(AttachableCallback):
             self._report(logging.INFO, "No checkpoint has been saved yet: the next phase starts from present weights.")
             return
         with _as_misconfiguration():
-            restore_best(trainer, checkpoint, runner, self.state_key)
+            restore_best(
+                checkpoint,
+                lambda path, weights_only: self.strategy_adapter.restore(
+                    path, runner, self.state_key, weights_only=weights_only
+                ),
+            )
 
     # --- Lightning's hooks -------------------------------------------------------------------------------------------
 
@@ -232,10 +237,12 @@ class FinetuningScheduler(AttachableCallback):
             schedule = self._checked_schedule(trainer, pl_module)
             self._runner = self._make_runner(trainer, pl_module, schedule)
             self.ft_schedule, self.max_depth = self._runner.schedule, self._runner.plan.last_phase
+            if trainer.ckpt_path is not None and self._loaded is None:
+                self._loaded = self.strategy_adapter.progress_in(str(trainer.ckpt_path), self.state_key)
             if self._loaded is not None:
                 self._runner.load_state_dict(self._loaded)
                 install_optimization(trainer, self._runner)
-            elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
+            elif trainer.ckpt_path is not None:
                 message = f"expected a checkpoint written with FinetuningScheduler, got {trainer.ckpt_path}"
                 fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
                 raise CheckpointError(Problem(message, fix=fix))

@@ -2,10 +2,12 @@
 
 from .base import StrategyAdapter
 from .ddp import DDPStrategyAdapter
+from .model_parallel import ModelParallelStrategyAdapter
 from .registry import has_custom_adapter, make_adapter, untested_strategy
 
 __all__ = [
     "DDPStrategyAdapter",
+    "ModelParallelStrategyAdapter",
     "StrategyAdapter",
     "has_custom_adapter",
     "make_adapter",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
-from .._lightning import Trainer
+from .._lightning import Trainer, load_model_and_precision
+from ..core.param_groups import state_by_name
+from ..core.runner import PhaseRunner
 
 T = TypeVar("T")
 
@@ -40,6 +42,38 @@ class StrategyAdapter:
 
     def on_phase_thawed(self) -> None:
         """Called after each change of ``requires_grad``, the first thaw and the one of a resumed run included."""
+
+    def progress_in(self, path: str, state_key: str) -> Mapping[str, Any] | None:
+        """Read the scheduler's progress from a checkpoint ahead of Lightning.
+
+        Only for strategies that load a checkpoint after ``on_fit_start``: the parameter groups have to be there first.
+
+        Args:
+            path: The checkpoint a run is resumed from.
+            state_key: Key of the scheduler's state in it.
+
+        Returns:
+            ``None`` if Lightning has loaded it in time, or there is none.
+        """
+
+    def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
+        """Load a checkpoint's weights, optimizer state, precision state and datamodule state into a running fit.
+
+        Parameter groups and learning rates stay as they are. Parameters that the checkpoint's optimizer did not hold,
+        because a later phase thawed them, start without optimizer state.
+
+        Args:
+            path: The checkpoint.
+            runner: Executes the schedule.
+            state_key: Key of the scheduler's state, which holds the phase and the names of the saved groups.
+            weights_only: Refuse anything but tensors and plain values.
+        """
+        checkpoint = self.trainer.strategy.load_checkpoint(path, weights_only=weights_only)
+        load_model_and_precision(self.trainer, checkpoint)
+        progress = checkpoint["callbacks"][state_key]
+        states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
+        state = runner.optimizer_state_from(states, progress["phase"])
+        self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
         """Called after the first optimizer step of each phase with the trainable parameters.

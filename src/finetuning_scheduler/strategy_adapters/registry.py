@@ -7,10 +7,19 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
-from .._lightning import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy, Strategy, Trainer, strategy_flags
+from .._lightning import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+    Trainer,
+    strategy_flags,
+)
 from ..errors import Problem, ScheduleError
 from .base import StrategyAdapter
 from .ddp import DDPStrategyAdapter
+from .model_parallel import ModelParallelStrategyAdapter
 
 ENTRY_POINT_GROUP = "finetuning_scheduler.strategy_adapters"
 
@@ -24,7 +33,8 @@ def untested_strategy(strategy: Strategy) -> str | None:
     """Say why a strategy has no adapter of this package, or return ``None``."""
     if isinstance(strategy, DeepSpeedStrategy):
         return _DEEPSPEED
-    if type(strategy).__name__ == "XLAStrategy" or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+    tested = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+    if type(strategy).__name__ in ("XLAStrategy", "SingleDeviceXLAStrategy") or not isinstance(strategy, tested):
         return f"{type(strategy).__name__} has not been tested with schedules"
     return None
 
@@ -54,6 +64,8 @@ def make_adapter(
         kind = _imported(name)
     elif isinstance(trainer.strategy, DDPStrategy) and not isinstance(trainer.strategy, DeepSpeedStrategy):
         kind = DDPStrategyAdapter
+    elif isinstance(trainer.strategy, ModelParallelStrategy):
+        kind = ModelParallelStrategyAdapter
     try:
         return kind(**(configuration or {}))
     except TypeError as error:
