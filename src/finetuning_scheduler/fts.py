@@ -237,15 +237,11 @@ class FinetuningScheduler(AttachableCallback):
             schedule = self._checked_schedule(trainer, pl_module)
             self._runner = self._make_runner(trainer, pl_module, schedule)
             self.ft_schedule, self.max_depth = self._runner.schedule, self._runner.plan.last_phase
-            if trainer.ckpt_path is not None and self._loaded is None:
-                self._loaded = self.strategy_adapter.progress_in(str(trainer.ckpt_path), self.state_key)
             if self._loaded is not None:
                 self._runner.load_state_dict(self._loaded)
                 install_optimization(trainer, self._runner)
-            elif trainer.ckpt_path is not None:
-                message = f"expected a checkpoint written with FinetuningScheduler, got {trainer.ckpt_path}"
-                fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
-                raise CheckpointError(Problem(message, fix=fix))
+            elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
+                raise _foreign_checkpoint(trainer)
         if trainer.is_global_zero:
             source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
             path = save_schedule(self._runner.schedule, pl_module, self.log_dir, source=source)
@@ -330,8 +326,21 @@ class FinetuningScheduler(AttachableCallback):
         return {**self._runner.state_dict(), "metrics": metrics}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
+        """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place.
+
+        Some strategies load checkpoints only after ``on_fit_start``; then the phases are entered here.
+        """
         self._loaded = None
+        late = trainer.state.fn == TrainerFn.FITTING and trainer.strategy.restore_checkpoint_after_setup
+        if not late or self._runner is None:
+            return
+        with _as_misconfiguration():
+            progress = checkpoint["callbacks"].get(self.state_key)
+            if progress is None:
+                raise _foreign_checkpoint(trainer)
+            self._runner.load_state_dict(progress)
+            install_optimization(trainer, self._runner)
+            self.strategy_adapter.reload(str(trainer.ckpt_path), self._runner)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's progress for the fit that is about to start."""
@@ -443,6 +452,12 @@ class FinetuningScheduler(AttachableCallback):
                 log.info("The default schedule was written to %s.", path)
         trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
         raise SystemExit(0)
+
+
+def _foreign_checkpoint(trainer: Trainer) -> CheckpointError:
+    message = f"expected a checkpoint written with FinetuningScheduler, got {trainer.ckpt_path}"
+    fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
+    return CheckpointError(Problem(message, fix=fix))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -151,5 +150,4 @@ def test_fits_are_quick_and_alike_on_all_ranks(tmp_path: Path) -> None:
     first, second = run_ranks(fit_with_ddp, 2, tmp_path)
     seconds = time.monotonic() - start
     assert torch.equal(first, second)
-    if seconds > 2:
-        warnings.warn(f"a fit on two ranks took {seconds:.1f} s", stacklevel=1)
+    assert seconds < 10  # about 0.2 on an idle machine; without the server each rank imports for 3 seconds first

@@ -284,7 +284,7 @@ class ByHand:
         if epoch == PHASE_1_EPOCH:
             if self.case.reinitialised:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = group["initial_lr"]
+                    group["lr"] = group.get("initial_lr", group["lr"])  # ReduceLROnPlateau sets none
                 self.scheduler = self.case.row.remake(self.optimizer)
             self.add_group(PHASE_LRS[1])
         if len(self.seen) == PHASE_2_STEP:
@@ -389,6 +389,7 @@ def test_learning_rates_are_those_of_a_scheduler_built_by_hand(case: Case) -> No
     assert by_runner(case) == by_hand(case)
 
 
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval':RuntimeWarning")
 @pytest.mark.parametrize("case", LIGHTNING.values(), ids=LIGHTNING.keys())
 def test_learning_rates_in_lightning_are_those_of_a_scheduler_built_by_hand(case: Case, tmp_path: Path) -> None:
     assert by_lightning(case, tmp_path) == [seen.lrs for seen in by_hand(case)]
@@ -412,6 +413,8 @@ def test_the_matrix_is_no_constant(name: str, interval: str) -> None:
     assert ROWS[name].kind in constant or len({step.lrs[2] for step in seen if len(step.lrs) > 2}) > 1
 
 
+# PyTorch itself warns where a SequentialLR makes its first scheduler, a chain, start anew.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_nested_composition(interval: str) -> None:
     assert by_runner(Case(NESTED, interval)) == by_hand(Case(NESTED, interval))

@@ -173,6 +173,16 @@ def with_state(
     return {"state": state, "param_groups": groups}
 
 
+def forget_state(optimizer: Any) -> None:
+    """Drop all per-parameter state.
+
+    ``ZeroRedundancyOptimizer.load_state_dict`` leaves the state of parameters alone that the given state does not name.
+    """
+    optimizer.state.clear()
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.optim.state.clear()
+
+
 def _packed(optimizer: Optimizer) -> list[dict[str, Any]]:
     """Give the groups with positions in place of parameters, as ``state_dict`` does.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import TypeVar
 
 from torch import nn
 
 from .._lightning import Trainer, load_model_and_precision
-from ..core.param_groups import state_by_name
+from ..core.param_groups import forget_state, state_by_name
 from ..core.runner import PhaseRunner
 
 T = TypeVar("T")
@@ -43,18 +43,16 @@ class StrategyAdapter:
     def on_phase_thawed(self) -> None:
         """Called after each change of ``requires_grad``, the first thaw and the one of a resumed run included."""
 
-    def progress_in(self, path: str, state_key: str) -> Mapping[str, Any] | None:
-        """Read the scheduler's progress from a checkpoint ahead of Lightning.
+    def reload(self, path: str, runner: PhaseRunner) -> None:
+        """Load a checkpoint's optimizer state again, now that the optimizer has the checkpoint's groups.
 
-        Only for strategies that load a checkpoint after ``on_fit_start``: the parameter groups have to be there first.
+        Called when a run is resumed under a strategy that loads checkpoints after ``on_fit_start``, when the parameter
+        groups of later phases are not there yet.
 
-        Args:
-            path: The checkpoint a run is resumed from.
-            state_key: Key of the scheduler's state in it.
-
-        Returns:
-            ``None`` if Lightning has loaded it in time, or there is none.
+        Raises:
+            NotImplementedError: The adapter does not serve such a strategy.
         """
+        raise NotImplementedError(f"{type(self).__name__} cannot resume under {type(self.trainer.strategy).__name__}")
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load a checkpoint's weights, optimizer state, precision state and datamodule state into a running fit.
@@ -73,6 +71,7 @@ class StrategyAdapter:
         progress = checkpoint["callbacks"][state_key]
         states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
         state = runner.optimizer_state_from(states, progress["phase"])
+        forget_state(runner.optimizer)
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:

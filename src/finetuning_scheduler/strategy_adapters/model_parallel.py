@@ -27,10 +27,11 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
     attached when a checkpoint is read has to hold the groups that the checkpoint holds.
     """
 
-    def progress_in(self, path: str, state_key: str) -> Mapping[str, Any] | None:
-        """Read the scheduler's progress from a full or a distributed checkpoint."""
-        progress: Mapping[str, Any] | None = _metadata(path).get("callbacks", {}).get(state_key)
-        return progress
+    def reload(self, path: str, runner: PhaseRunner) -> None:
+        """Load the checkpoint once more; the first time only phase 0's parameters had a group to load state for."""
+        runner.optimizer.state.clear()  # PyTorch prepares the state of new parameters only if there is none at all
+        runner.optimizer.zero_grad(set_to_none=True)
+        self.trainer.strategy.load_checkpoint(path)
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load through a stand-in that holds the groups of the checkpoint, then take over its state."""

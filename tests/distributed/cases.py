@@ -1,0 +1,303 @@
+"""What the tests train on several ranks: a small network, data that ranks share out, strategies, and a recorder.
+
+A combined batch has ``BATCH`` rows; rank r of W takes the rows ``r::W`` of it. As the loss is a mean, a run on W ranks
+equals a run on one device that is given whole batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FullOptimStateDictConfig as FullOptimizerStateDictConfig
+from torch.distributed.fsdp import (
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    OptimStateKeyType,
+    StateDictType,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.optim import SGD, AdamW, Optimizer
+
+FEATURES, WIDTH, CLASSES = 8, 16, 4
+ROWS, BATCH = 32, 8
+WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+
+HEAD = ("network.head.bias", "network.head.weight")
+THIRD = ("network.third.bias", "network.third.weight")
+SECOND = ("network.second.bias", "network.second.weight")
+NORM = ("network.norm.bias", "network.norm.weight")
+FIRST = ("network.first.bias", "network.first.weight")
+
+
+# --- network and data ------------------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """Four linear layers and a LayerNorm; every layer is a wrap unit of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+        self.second = nn.Linear(WIDTH, WIDTH)
+        self.third = nn.Linear(WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.norm(self.first(x)))
+        x = x + torch.tanh(self.third(torch.tanh(self.second(x))))
+        return self.head(x)
+
+
+def build_network() -> Network:
+    with torch.random.fork_rng():
+        torch.manual_seed(20)
+        return Network()
+
+
+class Batches:
+    """A rank's part of each combined batch, the same in every epoch."""
+
+    def __init__(self, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(ROWS, FEATURES, generator=generator)
+        y = torch.randint(CLASSES, (ROWS,), generator=generator)
+        whole = zip(x.split(BATCH), y.split(BATCH), strict=True)
+        self.batches = [(x[rank::ranks], y[rank::ranks]) for x, y in whole]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.batches)
+
+
+def sgd(parameters: Any) -> Optimizer:
+    return SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def adamw(parameters: Any) -> Optimizer:
+    return AdamW(parameters, lr=0.01, weight_decay=0.01)
+
+
+class Classifier(pl.LightningModule):
+    """Trains the network; each rank sees its part of the data, as its strategy counts data-parallel ranks."""
+
+    def __init__(self, optimizer: Callable[[Any], Optimizer] = sgd) -> None:
+        super().__init__()
+        self.network = build_network()
+        self.optimizer = optimizer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("val_loss", loss, sync_dist=True, batch_size=len(batch[0]))
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer([p for p in self.trainer.model.parameters() if p.requires_grad])
+
+    def train_dataloader(self) -> Batches:
+        return self._batches(seed=1)
+
+    def val_dataloader(self) -> Batches:
+        return self._batches(seed=2)
+
+    def _batches(self, seed: int) -> Batches:
+        place = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
+        return Batches(seed, place["rank"], place["num_replicas"])
+
+
+class Sharded(Classifier):
+    """FSDP2: every layer and the whole are units."""
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh["data_parallel"]
+        for layer in self.network.children():
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
+
+class RootSharded(Classifier):
+    """FSDP2: one unit."""
+
+    def configure_model(self) -> None:
+        fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
+
+
+class TensorParallel(Classifier):
+    """Two layers tensor parallel, the others plain tensors; with a data-parallel dimension, sharded over it too."""
+
+    def configure_model(self) -> None:
+        plan = {"second": ColwiseParallel(), "third": RowwiseParallel()}
+        parallelize_module(self.network, self.device_mesh["tensor_parallel"], plan)
+        if self.device_mesh["data_parallel"].size() > 1:
+            for layer in self.network.children():
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
+
+
+# --- strategies ------------------------------------------------------------------------------------------------------
+
+
+class FSDPOnCPU(FSDPStrategy):
+    """Lightning's FSDP strategy on CPUs: with the device named, and full checkpoints gathered without an off-load."""
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        wrapped = FullyShardedDataParallel(
+            model,
+            cpu_offload=self.cpu_offload,
+            mixed_precision=self.mixed_precision_config,
+            sharding_strategy=self.sharding_strategy,
+            device_id=torch.device("cpu"),
+            **self.kwargs,
+        )
+        return super()._setup_model(wrapped)  # activation checkpointing; it sees that the module is wrapped
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        if self._state_dict_type == "sharded":
+            return super().lightning_module_state_dict()
+        with _full_state(self.model, rank0_only=True):
+            return self.model.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        if self._state_dict_type == "sharded":
+            return super().optimizer_state(optimizer)
+        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        with _full_state(self.model, rank0_only=True):
+            state = FullyShardedDataParallel.optim_state_dict(self.model, optimizer)
+            if self.global_rank == 0:
+                state = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_ID, self.model)
+            return state
+
+
+@contextmanager
+def _full_state(model: nn.Module, rank0_only: bool) -> Iterator[None]:
+    options = {"offload_to_cpu": False, "rank0_only": rank0_only}
+    with FullyShardedDataParallel.state_dict_type(
+        model, StateDictType.FULL_STATE_DICT, FullStateDictConfig(**options), FullOptimizerStateDictConfig(**options)
+    ):
+        yield
+
+
+def ddp(**options: Any) -> Strategy:
+    return DDPStrategy(process_group_backend="gloo", **options)
+
+
+def fsdp(**options: Any) -> Strategy:
+    """FSDP1, every layer and the whole a unit."""
+    return FSDPOnCPU(**({"auto_wrap_policy": ModuleWrapPolicy({nn.Linear, nn.LayerNorm})} | options))
+
+
+def fsdp2(ranks: int = 2, **options: Any) -> Strategy:
+    return ModelParallelStrategy(ranks, 1, process_group_backend="gloo", **options)
+
+
+def tensor_parallel(ranks: int = 2, **options: Any) -> Strategy:
+    return ModelParallelStrategy(1, ranks, process_group_backend="gloo", **options)
+
+
+def mesh_2d(**options: Any) -> Strategy:
+    return ModelParallelStrategy(2, 2, process_group_backend="gloo", **options)
+
+
+def make_trainer(root: Path, ranks: int, strategy: Strategy | str = "auto", **options: Any) -> pl.Trainer:
+    defaults: dict[str, Any] = {
+        "default_root_dir": root,
+        "accelerator": "cpu",
+        "devices": ranks,
+        "strategy": strategy,
+        "use_distributed_sampler": False,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "max_epochs": 6,
+    }
+    return pl.Trainer(**(defaults | options))
+
+
+# --- observation -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Epoch:
+    """A rank's state at the end of one epoch; weights are whole, under the names they have on one device."""
+
+    epoch: int
+    phase: int
+    weights: dict[str, Tensor]
+    groups: list[list[str]]
+    lrs: list[float]
+
+
+@dataclass
+class Recorder(pl.Callback):
+    """Records every epoch's end. List it after the callback under test."""
+
+    phase_of: Callable[[], int] = lambda: 0
+    epochs: list[Epoch] = field(default_factory=list)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        (optimizer,) = trainer.optimizers
+        self.epochs.append(
+            Epoch(
+                trainer.current_epoch,
+                self.phase_of(),
+                whole_weights(trainer.strategy.model),
+                group_names(pl_module, optimizer),
+                [group["lr"] for group in optimizer.param_groups],
+            )
+        )
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter in full on every rank. All ranks must call it."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=False))
+    return {plain_name(name): value.detach().clone() for name, value in state.items()}
+
+
+def local_weights(module: nn.Module) -> dict[str, Tensor]:
+    """What this rank holds itself; replicas under DDP."""
+    return {plain_name(name): value.detach().clone() for name, value in module.named_parameters()}
+
+
+def group_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    names = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
+    return [sorted(names[id(parameter)] for parameter in group["params"]) for group in optimizer.param_groups]
+
+
+def plain_name(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def assert_same_epochs(actual: list[Epoch], expected: list[Epoch], tolerance: float = 1e-5) -> None:
+    """Compare two runs epoch by epoch."""
+    assert [(e.epoch, e.phase, e.groups) for e in actual] == [(e.epoch, e.phase, e.groups) for e in expected]
+    for one, other in zip(actual, expected, strict=True):
+        assert one.lrs == other.lrs, f"epoch {one.epoch}"
+        torch.testing.assert_close(
+            one.weights,
+            other.weights,
+            rtol=0,
+            atol=tolerance,
+            msg=lambda text, epoch=one.epoch: f"epoch {epoch}: {text}",
+        )

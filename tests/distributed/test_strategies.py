@@ -1,0 +1,137 @@
+"""Every strategy: a scheduled run on several ranks equals the run on one device, and goes on after a resume."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cases
+import harness
+import pytest
+import torch
+from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier, Epoch, Recorder
+from lightning.pytorch.callbacks import Checkpoint
+
+pytestmark = pytest.mark.distributed
+
+SCHEDULE: dict[int, dict[str, Any]] = {
+    0: {"params": [*HEAD], "max_transition_epoch": 2},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.05, "max_transition_step": 14},
+    2: {"params": [*NORM, *FIRST], "lr": 0.02, "max_transition_epoch": 6},
+}
+
+
+def zero(parameters: Any) -> torch.optim.Optimizer:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.01)
+
+
+STRATEGIES: dict[str, tuple[int, type[Classifier], Callable[[], Any], Callable[[Any], Any]]] = {
+    "ddp sgd": (2, Classifier, cases.ddp, cases.sgd),
+    "ddp adamw": (2, Classifier, cases.ddp, cases.adamw),
+    "ddp find_unused_parameters": (2, Classifier, partial(cases.ddp, find_unused_parameters=True), cases.adamw),
+    "ddp static_graph": (2, Classifier, partial(cases.ddp, static_graph=True), cases.adamw),
+    "ddp zero": (2, Classifier, cases.ddp, zero),
+    "fsdp2 sgd": (2, cases.Sharded, cases.fsdp2, cases.sgd),
+    "fsdp2 adamw": (2, cases.Sharded, cases.fsdp2, cases.adamw),
+    "fsdp2 adamw, full checkpoints": (
+        2,
+        cases.Sharded,
+        partial(cases.fsdp2, save_distributed_checkpoint=False),
+        cases.adamw,
+    ),
+    "fsdp2 one unit": (2, cases.RootSharded, cases.fsdp2, cases.adamw),
+    "tensor parallel": (2, cases.TensorParallel, cases.tensor_parallel, cases.sgd),
+    "2-d mesh": (4, cases.TensorParallel, cases.mesh_2d, cases.adamw),
+}
+# The learning rate is small, so that float rounding of another order of summation stays small too.
+OPTIMIZER_ON_ONE_DEVICE = {zero: cases.adamw}
+
+
+class KeepEverything(Checkpoint):
+    """Saves at the end of each epoch, beside a copy of the best checkpoints as they were then."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        trainer.save_checkpoint(self.root / f"{trainer.current_epoch}.ckpt")
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            shutil.copytree(self.root / "best", self.root / f"best-{trainer.current_epoch}", dirs_exist_ok=True)
+        trainer.strategy.barrier()
+
+
+def fit(
+    root: Path,
+    ranks: int,
+    module: type[Classifier],
+    strategy: Callable[[], Any] | None,
+    optimizer: Callable[[Any], Any],
+    restore_best: bool,
+    resume_from: str | None = None,
+) -> list[Epoch]:
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
+
+    scheduler = FinetuningScheduler(SCHEDULE, restore_best=restore_best)
+    recorder = Recorder(lambda: scheduler.curr_depth)
+    best = FTSCheckpoint(dirpath=root / "best", monitor="val_loss")
+    trainer = cases.make_trainer(
+        root,
+        ranks,
+        "auto" if strategy is None else strategy(),
+        callbacks=[scheduler, recorder, best, KeepEverything(root)],
+        enable_checkpointing=True,
+        max_epochs=20,
+    )
+    trainer.fit(module(optimizer), ckpt_path=resume_from)
+    return recorder.epochs
+
+
+@pytest.mark.parametrize("restore_best", [True, False], ids=["restore", "keep"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_ranks_together_equal_one_device_and_resume_in_each_phase(
+    name: str, restore_best: bool, tmp_path: Path
+) -> None:
+    ranks, module, strategy, optimizer = STRATEGIES[name]
+    alone = OPTIMIZER_ON_ONE_DEVICE.get(optimizer, optimizer)
+    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1, Classifier, None, alone, restore_best)
+    root = tmp_path / "many"
+    uninterrupted = harness.run_ranks(fit, ranks, root, ranks, module, strategy, optimizer, restore_best)
+    assert {epoch.phase for epoch in expected} == {0, 1, 2}
+    for epochs in uninterrupted:
+        cases.assert_same_epochs(epochs, expected)
+    for epoch in (0, 2, 4):
+        shutil.rmtree(root / "best")
+        shutil.copytree(root / f"best-{epoch}", root / "best")
+        path = str(root / f"{epoch}.ckpt")
+        resumed = harness.run_ranks(fit, ranks, root, ranks, module, strategy, optimizer, restore_best, path)
+        for epochs in resumed:
+            cases.assert_same_epochs(epochs, expected[epoch + 1 :])
+
+
+def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watch(cases.pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            seen.append(cases.local_weights(pl_module))
+
+    trainer = cases.make_trainer(
+        root, 2, cases.ddp(), callbacks=[FinetuningScheduler(SCHEDULE, restore_best=False), Watch()], max_epochs=20
+    )
+    trainer.fit(Classifier(cases.adamw))
+    return seen
+
+
+def test_replicas_are_bitwise_identical_after_every_step(tmp_path: Path) -> None:
+    first, second = harness.run_ranks(fit_ddp_replicas, 2, tmp_path)
+    assert len(first) == len(second) > 20
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
