@@ -168,6 +168,18 @@ def test_release_puts_the_switched_modules_back_to_train_mode(model: Net) -> Non
     assert in_eval_mode(model) == set()
 
 
+def test_a_thawed_module_is_left_to_the_user(model: Net) -> None:
+    freeze_body(model)
+    policy = FrozenModulePolicy(model, mode="eval")
+    policy.apply()
+    set_trainable(model.parameters(), trainable=True)
+    policy.apply()
+    model.body[0].norm.eval()
+    policy.apply()
+    policy.release()
+    assert in_eval_mode(model) == {"body.0.norm"}
+
+
 def test_dropout_shared_with_a_trainable_block_stays_in_train_mode() -> None:
     dropout = nn.Dropout(0.5)
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), dropout), nn.Sequential(nn.Linear(2, 2), dropout))

@@ -172,11 +172,11 @@ def test_sparse_adam_is_refused_for_dense_parameters(tmp_path: Path) -> None:
     recipe = Supported().recipe(momentum_sgd)
     assert message_of(recipe, tmp_path, reinitialised(recipe, "torch.optim.SparseAdam", {})) == (
         "2 problems found:\n"
-        "1. phase 1: SparseAdam needs sparse gradients, but this phase gives it the dense network.head.weight, "
-        "network.head.bias, network.third.weight and 1 more. "
+        "1. phase 1: SparseAdam needs sparse gradients, but this phase gives it the dense network.head.bias, "
+        "network.head.weight, network.third.bias and 1 more. "
         "Fix: Use Adam, or thaw embeddings with sparse=True only.\n"
-        "2. phase 2: SparseAdam needs sparse gradients, but this phase gives it the dense network.second.weight, "
-        "network.second.bias. Fix: Use Adam, or thaw embeddings with sparse=True only."
+        "2. phase 2: SparseAdam needs sparse gradients, but this phase gives it the dense network.second.bias, "
+        "network.second.weight. Fix: Use Adam, or thaw embeddings with sparse=True only."
     )
 
 

@@ -220,6 +220,7 @@ class Case:
     restore_best: bool = True
     reinitialised: bool = False
     apply_lambdas: bool = False
+    new_optimizer: Mapping[str, Any] | None = None  # the arguments of an SGD that phase 1 installs
 
     def settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"interval": self.interval}
@@ -235,6 +236,9 @@ class Case:
             kind = self.row.kind
             init = {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": self.row.reinit_arguments}
             phases[1]["new_lr_scheduler"] = {"lr_scheduler_init": init, "pl_lrs_cfg": self.settings()}
+        if self.new_optimizer is not None:
+            init = {"class_path": "torch.optim.SGD", "init_args": dict(self.new_optimizer)}
+            phases[1]["new_optimizer"] = {"optimizer_init": init}
         return phases
 
 
@@ -401,6 +405,20 @@ def test_a_new_group_starts_at_exactly_the_learning_rate_of_its_phase(case: Case
     starts = {len(step.lrs): step.lrs[-1] for step in reversed(seen)}
     assert starts[3] == PHASE_LRS[1]
     assert starts[4] == PHASE_LRS[2]
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_new_optimizer_alone_changes_no_learning_rate(name: str, interval: str) -> None:
+    case = Case(ROWS[name], interval, new_optimizer={"momentum": 0.9})
+    assert by_runner(case) == by_hand(case)
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_new_optimizer_with_a_learning_rate_leaves_those_of_existing_groups(name: str, interval: str) -> None:
+    case = Case(ROWS[name], interval, new_optimizer={"momentum": 0.9, "lr": 0.7})
+    assert [seen.lrs[:2] for seen in by_runner(case)] == [seen.lrs[:2] for seen in by_hand(case)]
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])

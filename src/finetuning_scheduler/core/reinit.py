@@ -117,12 +117,18 @@ def _as_kind_of(reference: object, lr: Any) -> Any:
 # --- what a schedule says by itself -----------------------------------------------------------------------------------
 
 
-def check_phases(phases: Mapping[int, Phase], *, source: str | None = None) -> tuple[list[Problem], list[str]]:
+def check_phases(
+    phases: Mapping[int, Phase],
+    *,
+    source: str | None = None,
+    lines: Mapping[tuple[int, str], int] | None = None,
+) -> tuple[list[Problem], list[str]]:
     """Check the re-initialisations of each phase without knowing the model.
 
     Args:
         phases: Phases by number.
         source: Name of the schedule file, for messages.
+        lines: The file's lines of ``new_optimizer`` and ``new_lr_scheduler`` by phase and key.
 
     Returns:
         The problems, and what is only worth a warning.
@@ -133,10 +139,11 @@ def check_phases(phases: Mapping[int, Phase], *, source: str | None = None) -> t
     for number, phase in sorted(phases.items()):
         if (new_optimizer := phase.new_optimizer) is not None:
             complaints = list(_optimizer_complaints(new_optimizer))
-            problems += _located(complaints, number, source)
+            problems += _located(complaints, number, source, (lines or {}).get((number, "new_optimizer")))
             optimizer_factory = _adam if complaints else _factory_of(new_optimizer)
         if phase.new_lr_scheduler is not None:
-            problems += _located(_scheduler_complaints(phase.new_lr_scheduler, optimizer_factory), number, source)
+            complaints = list(_scheduler_complaints(phase.new_lr_scheduler, optimizer_factory))
+            problems += _located(complaints, number, source, (lines or {}).get((number, "new_lr_scheduler")))
             notes += _scheduler_notes(phase.new_lr_scheduler, number)
     return problems, notes
 
@@ -144,8 +151,10 @@ def check_phases(phases: Mapping[int, Phase], *, source: str | None = None) -> t
 Complaint = tuple[str, str]  # what is wrong, what to do about it
 
 
-def _located(complaints: Iterable[Complaint], phase: int, source: str | None = None) -> list[Problem]:
-    return [Problem(message, fix, source=source, phase=phase) for message, fix in complaints]
+def _located(
+    complaints: Iterable[Complaint], phase: int, source: str | None = None, line: int | None = None
+) -> list[Problem]:
+    return [Problem(message, fix, source, line, phase) for message, fix in complaints]
 
 
 def _class_complaint(init: ClassInit, key: str, base: type[Any]) -> Complaint | None:

@@ -148,8 +148,9 @@ def json_schema() -> dict[str, Any]:
 class Draft:
     """What could be understood of a schedule, and what is wrong with it.
 
-    `phases` holds the usable phases under the numbers the user gave them, `lines` the file's line of each selector by
-    phase and selector. `renumbered` is set when the numbers have gaps.
+    `phases` holds the usable phases under the numbers the user gave them. `lines` is the file's line of each selector
+    by phase and selector, `class_lines` that of each class to install by phase and key. `renumbered` is set when the
+    numbers have gaps.
     """
 
     phases: Mapping[int, Phase]
@@ -158,6 +159,7 @@ class Draft:
     warnings: tuple[str, ...] = ()
     source: str | None = None
     lines: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    class_lines: Mapping[tuple[int, str], int] = field(default_factory=dict)
     renumbered: dict[int, Any] | None = None
 
 
@@ -181,6 +183,7 @@ class _Drafter:
         self.notices: list[str] = []
         self.warnings: list[str] = []
         self.selector_lines: dict[tuple[int, str], int] = {}
+        self.class_lines: dict[tuple[int, str], int] = {}
 
     def draft(self, data: Any) -> Draft:
         keys: dict[int, Any] = {}
@@ -202,6 +205,7 @@ class _Drafter:
             tuple(self.warnings),
             self.source,
             self.selector_lines,
+            self.class_lines,
             renumbered,
         )
 
@@ -296,6 +300,10 @@ class _Drafter:
             line = self._line((key, "params", position))
             if line is not None:
                 self.selector_lines.setdefault((number, selector), line)
+        for name in ("new_optimizer", "new_lr_scheduler"):
+            line = self._line((key, name)) if getattr(phase, name) is not None else None
+            if line is not None:
+                self.class_lines[number, name] = line
         unique = tuple(dict.fromkeys(phase.params))
         if len(unique) == len(phase.params):
             return phase

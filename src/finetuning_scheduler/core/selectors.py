@@ -110,7 +110,7 @@ def resolve(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolu
     drafted = draft(source)
     resolver = _Resolver(index, drafted)
     phases = [resolver.phase(number, phase) for number, phase in drafted.phases.items()]
-    reinit_problems, reinit_warnings = check_phases(drafted.phases, source=drafted.source)
+    reinit_problems, reinit_warnings = check_phases(drafted.phases, source=drafted.source, lines=drafted.class_lines)
     problems = (*resolver.problems, *resolver.overlaps())
     if reinit_problems and not problems and not drafted.problems:
         raise OptimizerError(reinit_problems)
