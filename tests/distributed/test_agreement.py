@@ -1,0 +1,129 @@
+"""Ranks agree on transitions, stops and restored checkpoints; rank zero alone reads and writes schedules."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import cases
+import harness
+import pytest
+import torch
+from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
+
+pytestmark = pytest.mark.distributed
+
+PHASES = {
+    0: {"params": [*HEAD]},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.05},
+    2: {"params": [*NORM, *FIRST], "lr": 0.02},
+}
+
+
+class Heard(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+class Unsynchronised(Classifier):
+    """Rank 0 improves in every epoch; rank 1 never does."""
+
+    def validation_step(self, batch: Any) -> None:
+        improvement = -self.trainer.current_epoch if harness.rank() == 0 else 1.0
+        self.log("val_loss", torch.tensor(float(improvement)), sync_dist=False)
+
+
+class LastBits(Classifier):
+    """The monitored value stops improving after two epochs, but for last bits in which the ranks differ."""
+
+    def validation_step(self, batch: Any) -> None:
+        value = torch.tensor(max(1.0, 3.0 - self.trainer.current_epoch), dtype=torch.float64)
+        self.log("val_loss", value + 1e-12 * harness.rank() * (-1) ** self.trainer.current_epoch, sync_dist=False)
+
+
+def fit(root: Path, module: type[Classifier]) -> tuple[list[int], list[str], dict[str, torch.Tensor]]:
+    from finetuning_scheduler import FinetuningScheduler, FTSEarlyStopping
+
+    heard = Heard()
+    logging.getLogger("finetuning_scheduler").addHandler(heard)
+    scheduler = FinetuningScheduler(PHASES)
+    recorder = cases.Recorder(lambda: scheduler.curr_depth)
+    trainer = cases.make_trainer(
+        root,
+        2,
+        cases.ddp(),
+        callbacks=[scheduler, FTSEarlyStopping("val_loss", patience=2), recorder],
+        enable_checkpointing=True,
+        max_epochs=12,
+    )
+    model = module(cases.adamw)
+    trainer.fit(model)
+    return [epoch.phase for epoch in recorder.epochs], heard.lines, cases.local_weights(model)
+
+
+@pytest.mark.parametrize("module", [Unsynchronised, LastBits])
+def test_ranks_move_together_when_the_metric_is_not_synchronised(module: type[Classifier], tmp_path: Path) -> None:
+    (phases, lines, weights), (others, silence, other_weights) = harness.run_ranks(fit, 2, tmp_path, module)
+    assert phases == others
+    assert phases[-1] == 2
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    assert len([line for line in lines if "sync_dist=True" in line]) == 1
+    assert silence == []  # only rank zero speaks
+
+
+def fit_from_file(root: Path) -> tuple[int, list[str]]:
+    """Rank 0 alone has the schedule file."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    mine = root / f"rank-{harness.rank()}"
+    mine.mkdir(parents=True)
+    scheduler = FinetuningScheduler(mine / "schedule.yaml", restore_best=False, log_dir=mine / "logs")
+    if harness.rank() == 0:
+        text = f"0: {{params: [{HEAD[0]}, {HEAD[1]}], max_transition_epoch: 1}}\n1: {{params: ['network.third.*']}}\n"
+        (mine / "schedule.yaml").write_text(text, encoding="utf-8")
+    trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=[scheduler], max_epochs=2)
+    trainer.fit(Classifier())
+    return scheduler.curr_depth, sorted(str(path.relative_to(root)) for path in mine.rglob("*.yaml"))
+
+
+def test_rank_zero_reads_and_writes_schedules_for_all(tmp_path: Path) -> None:
+    (depth, files), (other_depth, other_files) = harness.run_ranks(fit_from_file, 2, tmp_path)
+    assert depth == other_depth == 1
+    assert files == ["rank-0/logs/Classifier_ft_schedule.yaml", "rank-0/schedule.yaml"]
+    assert other_files == []
+
+
+def fit_with_a_mistake(root: Path) -> str:
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from finetuning_scheduler import FinetuningScheduler
+
+    trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=[FinetuningScheduler({0: {"params": ["nowhere"]}})])
+    with pytest.raises(MisconfigurationException) as error:
+        trainer.fit(Classifier())
+    return str(error.value)
+
+
+def test_a_mistake_in_the_schedule_is_an_error_on_every_rank(tmp_path: Path) -> None:
+    first, second = harness.run_ranks(fit_with_a_mistake, 2, tmp_path)
+    assert first == second
+    assert "nowhere" in first
+
+
+def generate_only(root: Path) -> object:
+    from finetuning_scheduler import FinetuningScheduler
+
+    callback = FinetuningScheduler(gen_ft_sched_only=True, log_dir=root)
+    with pytest.raises(SystemExit) as stop:
+        cases.make_trainer(root, 2, cases.ddp(), callbacks=[callback]).fit(Classifier())
+    return stop.value.code
+
+
+def test_generating_a_schedule_ends_every_rank(tmp_path: Path) -> None:
+    assert harness.run_ranks(generate_only, 2, tmp_path) == [0, 0]
+    assert [path.name for path in tmp_path.glob("*.yaml")] == ["Classifier_ft_schedule.yaml"]
