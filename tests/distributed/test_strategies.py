@@ -114,6 +114,41 @@ def test_ranks_together_equal_one_device_and_resume_in_each_phase(
             cases.assert_same_epochs(epochs, expected[epoch + 1 :])
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_checkpoint_of_one_rank_resumes_on_two_and_back(before: int, after: int, tmp_path: Path) -> None:
+    strategies = {1: None, 2: cases.ddp}
+    saved = harness.run_ranks(fit, before, tmp_path, before, Classifier, strategies[before], cases.adamw, True)
+    for epoch in (0, 2, 4):
+        path = str(tmp_path / f"{epoch}.ckpt")
+        shutil.rmtree(tmp_path / "best")
+        shutil.copytree(tmp_path / f"best-{epoch}", tmp_path / "best")
+        resumed = harness.run_ranks(fit, after, tmp_path, after, Classifier, strategies[after], cases.adamw, True, path)
+        for epochs in resumed:
+            cases.assert_same_epochs(epochs, saved[0][epoch + 1 :])
+
+
+def test_gradients_of_frozen_parameters_are_not_sent(tmp_path: Path) -> None:
+    for numbers in harness.run_ranks(count_reduced_elements, 2, tmp_path):
+        head, third, second, norm, first = 68, 272, 272, 32, 144
+        assert numbers == [head] * 2 + [head + third + second] + [head + third + second + norm + first] * 3
+
+
+def count_reduced_elements(root: Path) -> list[int]:
+    """Count the elements that the reducer knows at the end of each epoch."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    counts: list[int] = []
+
+    class Count(cases.pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            sizes = trainer.strategy.model._get_ddp_logging_data()["bucket_sizes"]  # bytes of float32, by bucket
+            counts.append(sum(int(size) for size in sizes.split(",")) // 4)
+
+    callbacks = [FinetuningScheduler(SCHEDULE, restore_best=False), Count()]
+    cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20).fit(Classifier(cases.adamw))
+    return counts
+
+
 def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
     from finetuning_scheduler import FinetuningScheduler
 
