@@ -279,8 +279,15 @@ def local_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def group_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
-    names = {id(parameter): plain_name(name) for name, parameter in module.named_parameters()}
-    return [sorted(names[id(parameter)] for parameter in group["params"]) for group in optimizer.param_groups]
+    names = {id(parameter): names_in(name, parameter) for name, parameter in module.named_parameters()}
+    return [sorted(n for p in group["params"] for n in names[id(p)]) for group in optimizer.param_groups]
+
+
+def names_in(name: str, parameter: nn.Parameter) -> list[str]:
+    """The one-device names of a parameter: its own, or those that FSDP with ``use_orig_params=False`` has merged."""
+    prefix = plain_name(name).removesuffix("_flat_param")
+    merged = getattr(parameter, "_fqns", None)
+    return [plain_name(name)] if merged is None else [prefix + part for part in merged]
 
 
 def plain_name(name: str) -> str:

@@ -20,13 +20,15 @@ from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import SWALR
-from toys import HEAD, SECOND, THIRD, Session
+from toys import HEAD, SECOND, THIRD, SaveAt, Session
 
 from finetuning_scheduler.core import PhaseRunner
 from finetuning_scheduler.core.lr_schedulers import SUPPORTED_LR_SCHEDULERS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lightning.pytorch.callbacks import Callback
 
 EPOCHS = 5
 # Phase 1 begins between epochs, phase 2 inside one. The best epoch before each is not the last one.
@@ -350,7 +352,7 @@ def step(runner: PhaseRunner, epoch: int) -> None:
         scheduler.step()
 
 
-def by_lightning(case: Case, root: Path) -> list[tuple[float, ...]]:
+def session_of(case: Case, root: Path, *callbacks: Callback) -> Session:
     recipe = Recipe(
         phases=(PhaseSpec(HEAD),),
         epochs=EPOCHS,
@@ -362,7 +364,12 @@ def by_lightning(case: Case, root: Path) -> list[tuple[float, ...]]:
         apply_lambdas=case.apply_lambdas,
     )
     options = {"ft_schedule": case.schedule(), "logging_level": logging.WARNING}
-    return [seen.lrs for seen in Session(recipe, root, scheduler_options=options).fit().history.steps]
+    checkpoint = {"save_top_k": -1}
+    return Session(recipe, root, scheduler_options=options, checkpoint=checkpoint, extra_callbacks=callbacks)
+
+
+def seen_lrs(session: Session) -> list[tuple[float, ...]]:
+    return [step.lrs for step in session.history.steps]
 
 
 # --- tests ------------------------------------------------------------------------------------------------------------
@@ -396,7 +403,20 @@ def test_learning_rates_are_those_of_a_scheduler_built_by_hand(case: Case) -> No
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval':RuntimeWarning")
 @pytest.mark.parametrize("case", LIGHTNING.values(), ids=LIGHTNING.keys())
 def test_learning_rates_in_lightning_are_those_of_a_scheduler_built_by_hand(case: Case, tmp_path: Path) -> None:
-    assert by_lightning(case, tmp_path) == [seen.lrs for seen in by_hand(case)]
+    assert seen_lrs(session_of(case, tmp_path).fit()) == [seen.lrs for seen in by_hand(case)]
+
+
+RESUMED = {name: case for name, case in LIGHTNING.items() if case.reinitialised or case.row.reinit is None}
+
+
+@pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval':RuntimeWarning")
+@pytest.mark.parametrize("case", RESUMED.values(), ids=RESUMED.keys())
+def test_learning_rates_go_on_when_resumed_in_each_phase(case: Case, tmp_path: Path) -> None:
+    saver = SaveAt("on_train_epoch_end", tmp_path)
+    uninterrupted = seen_lrs(session_of(case, tmp_path, saver).fit())
+    for checkpoint in list(saver.files)[1:4]:
+        resumed = seen_lrs(session_of(case, tmp_path).fit(ckpt_path=checkpoint))
+        assert resumed == uninterrupted[saver.steps[checkpoint] :]
 
 
 @pytest.mark.parametrize("case", MATRIX.values(), ids=MATRIX.keys())
@@ -411,7 +431,7 @@ def test_a_new_group_starts_at_exactly_the_learning_rate_of_its_phase(case: Case
 @pytest.mark.parametrize("name", ROWS)
 def test_a_new_optimizer_alone_changes_no_learning_rate(name: str, interval: str) -> None:
     case = Case(ROWS[name], interval, new_optimizer={"momentum": 0.9})
-    assert by_runner(case) == by_hand(case)
+    assert [seen.lrs for seen in by_runner(case)] == [seen.lrs for seen in by_hand(case)]
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])

@@ -51,6 +51,9 @@ SUPPORTED_LR_SCHEDULERS: tuple[type[LRScheduler], ...] = (
     SWALR,
 )
 
+# What a scheduler keeps in the groups themselves.
+KEYS_IN_GROUPS = ("max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum")
+
 # Every list in which a scheduler keeps one entry for each parameter group.
 _PER_GROUP_LISTS = ("base_lrs", "_last_lr", "min_lrs", "lr_lambdas", "max_lrs", "base_momentums", "max_momentums")
 
@@ -65,6 +68,16 @@ def nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
 def is_supported(scheduler: LRScheduler) -> bool:
     """Whether a scheduler and all it is composed of are of the supported classes."""
     return all(isinstance(each, SUPPORTED_LR_SCHEDULERS) for each in nested(scheduler))
+
+
+def cycles_momentum(scheduler: LRScheduler) -> bool:
+    """Whether a scheduler, or one it is composed of, writes momenta into the groups."""
+    return any(isinstance(each, (OneCycleLR, CyclicLR)) and each.cycle_momentum for each in nested(scheduler))
+
+
+def reads_initial_lr(scheduler: LRScheduler) -> bool:
+    """Whether a scheduler, or one it is composed of, reads the groups' ``initial_lr`` at each step."""
+    return any(isinstance(each, OneCycleLR) for each in nested(scheduler))
 
 
 def constant_one(_: int) -> float:
@@ -121,6 +134,9 @@ def retarget(scheduler: LRScheduler, optimizer: Optimizer) -> None:
     _watch_steps(optimizer)
     for each in nested(scheduler):
         each.optimizer = optimizer
+        if isinstance(each, (OneCycleLR, CyclicLR)) and each.cycle_momentum:
+            each.use_beta1 = "betas" in optimizer.defaults
+            each.cycle_momentum = each.use_beta1 or "momentum" in optimizer.defaults
 
 
 def growth_failure(scheduler: LRScheduler) -> str | None:

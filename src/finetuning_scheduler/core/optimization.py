@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .lr_schedulers import retarget
+from .lr_schedulers import cycles_momentum, reads_initial_lr, retarget
 from .param_groups import (
     NamedParameters,
     add_group,
@@ -60,7 +60,9 @@ class Optimization:
         self._apply_lambdas = apply_lambdas
         self._initial_class = type(optimizer)
         self.group_names = group_names(optimizer, parameters)
-        self.options = deviating_options(optimizer.param_groups, optimizer.defaults, self.group_names)
+        written = ("momentum", "betas") if any(map(cycles_momentum, self.lr_schedulers)) else ()
+        defaults = {key: value for key, value in optimizer.defaults.items() if key not in written}
+        self.options = deviating_options(optimizer.param_groups, defaults, self.group_names)
         self._overrides: list[Options] = []
 
     @property
@@ -119,7 +121,8 @@ class Optimization:
         """
         reports = []
         if planned.limits.new_optimizer is not None:
-            reports.append(self._replace_optimizer(planned.limits.new_optimizer))
+            both = planned.limits.new_lr_scheduler is not None
+            reports.append(self._replace_optimizer(planned.limits.new_optimizer, scheduler_stays=not both))
         if planned.limits.new_lr_scheduler is not None:
             reports.append(self._replace_scheduler(planned.limits.new_lr_scheduler))
         self._add_groups(planned.groups)
@@ -178,9 +181,10 @@ class Optimization:
             self.group_names.append(list(group.names))
             self._overrides.append(group.options)
 
-    def _replace_optimizer(self, spec: OptimizerSpec) -> tuple[str, str]:
+    def _replace_optimizer(self, spec: OptimizerSpec, *, scheduler_stays: bool) -> tuple[str, str]:
         old = self.optimizer
-        self.optimizer = build_optimizer(spec, old, self._overrides)
+        in_use = scheduler_stays and any(map(reads_initial_lr, self.lr_schedulers))
+        self.optimizer = build_optimizer(spec, old, self._overrides, keep_initial_lr=in_use)
         for scheduler in self.lr_schedulers:
             retarget(scheduler, self.optimizer)
         self.warmup.attach(self.optimizer)

@@ -21,10 +21,13 @@ def group_names(optimizer: Optimizer, parameters: NamedParameters) -> list[list[
 
     Args:
         optimizer: An optimizer over some of ``parameters``.
-        parameters: The model's parameters by name.
+        parameters: The model's parameters by name. One that is not among them is named by its place.
     """
     name_of = {id(parameter): name for name, parameter in parameters.items()}
-    return [[name_of.get(id(p), "?") for p in group["params"]] for group in optimizer.param_groups]
+    return [
+        [name_of.get(id(p), f"(not in the model: {index}.{position})") for position, p in enumerate(group["params"])]
+        for index, group in enumerate(optimizer.param_groups)
+    ]
 
 
 def learning_rates(optimizer: Optimizer) -> list[float]:

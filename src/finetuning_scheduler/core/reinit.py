@@ -19,7 +19,7 @@ from torch.optim import LBFGS, SGD, Adadelta, Adam, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..errors import Problem
-from .lr_schedulers import SUPPORTED_LR_SCHEDULERS
+from .lr_schedulers import KEYS_IN_GROUPS, SUPPORTED_LR_SCHEDULERS
 from .schedule import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
 
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
@@ -50,7 +50,9 @@ class SchedulerSettings:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-def build_optimizer(spec: OptimizerSpec, old: Optimizer, overrides: Sequence[Mapping[str, Any]]) -> Optimizer:
+def build_optimizer(
+    spec: OptimizerSpec, old: Optimizer, overrides: Sequence[Mapping[str, Any]], *, keep_initial_lr: bool = False
+) -> Optimizer:
     """Make a phase's optimizer over the groups of the one before, without its state.
 
     Each group keeps its present learning rate; the new optimizer's own learning rate, if it names one, becomes the
@@ -60,6 +62,7 @@ def build_optimizer(spec: OptimizerSpec, old: Optimizer, overrides: Sequence[Map
         spec: The class and its arguments.
         old: The optimizer to replace.
         overrides: For each group, the options in which it differs from the other groups, such as ``weight_decay``.
+        keep_initial_lr: Leave ``initial_lr`` alone, since a scheduler that stays in force reads it at each step.
     """
     arguments = spec.optimizer_init.init_args
     with_names = "param_names" in old.param_groups[0]
@@ -70,8 +73,11 @@ def build_optimizer(spec: OptimizerSpec, old: Optimizer, overrides: Sequence[Map
     new: Optimizer = import_class(spec.optimizer_init.class_path)(groups, **arguments)
     for group, old_group, override in zip(new.param_groups, old.param_groups, overrides, strict=True):
         group.update({key: value for key, value in override.items() if key in new.defaults})
+        # The scheduler in force goes on with the new groups.
+        group.update({key: old_group[key] for key in KEYS_IN_GROUPS if key in old_group})
         group["lr"] = _as_kind_of(group["lr"], old_group["lr"])
-        initial = arguments["lr"] if "lr" in arguments else old_group.get("initial_lr", old_group["lr"])
+        own = "lr" in arguments and not keep_initial_lr
+        initial = arguments["lr"] if own else old_group.get("initial_lr", old_group["lr"])
         group["initial_lr"] = _as_kind_of(group["lr"], initial)
     return new
 
