@@ -181,6 +181,7 @@ def rebuild_ddp(trainer: Trainer) -> None:
     """
     strategy = cast("DDPStrategy", trainer.strategy)
     settings = strategy._ddp_kwargs
+    hooks = list(getattr(strategy.model, "_comm_hooks", ()))  # the strategy's and the user's own
     # The old reducer goes first: its hooks on the parameters would count every gradient twice.
     strategy.model = None
     strategy._ddp_kwargs = {**settings, "init_sync": False}
@@ -188,7 +189,8 @@ def rebuild_ddp(trainer: Trainer) -> None:
         strategy.model = strategy._setup_model(trainer.lightning_module)
     finally:
         strategy._ddp_kwargs = settings
-    strategy._register_ddp_hooks()
+    for hook, state in hooks:
+        strategy.model.register_comm_hook(state, hook)
 
 
 def install_optimizer(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:

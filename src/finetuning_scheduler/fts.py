@@ -124,9 +124,12 @@ class FinetuningScheduler(AttachableCallback):
         self._told_of_disagreement = False
         self._unchecked_replicas = False
         self._problems: list[Problem] = []
-        self._schedule_source = ft_schedule
-        self._requested_max_depth = max_depth
-        self._requested_log_dir = log_dir
+        # What the user asked for, and what a fit has made of it.
+        self._requests: dict[str, tuple[Any, Any]] = {
+            "ft_schedule": (ft_schedule, ft_schedule),
+            "max_depth": (max_depth, max_depth),
+            "log_dir": (log_dir, log_dir),
+        }
 
     # --- what users read and call ------------------------------------------------------------------------------------
 
@@ -150,6 +153,8 @@ class FinetuningScheduler(AttachableCallback):
     def step(self) -> None:
         """Go on to the next phase: restore the best checkpoint so far, then thaw and extend the optimizer."""
         trainer, runner = self._fitting()
+        if runner.phases_remaining == 0:
+            raise MisconfigurationException(f"Phase {runner.phase} is the last one: there is no phase to go on to.")
         reason = self._decide(trainer).reason or Reason.REQUEST
         if self.restore_best:
             self.restore_best_ckpt()
@@ -216,11 +221,19 @@ class FinetuningScheduler(AttachableCallback):
             return
         continues = self.trainer is trainer and self.pl_module is pl_module and self._runner is not None
         self._loaded = self._runner.state_dict() if continues and self._runner is not None else None
+        if self.trainer is trainer and self.pl_module is not pl_module:
+            for callback in (find(trainer, FTSCheckpoint), find(trainer, FTSEarlyStopping)):
+                if callback is not None:
+                    callback.forget()
         self._runner = None
         self.trainer, self.pl_module = trainer, pl_module
+        # A user may have set these since the callback was made; what a fit has resolved is no request.
+        for name, (_, resolved) in self._requests.items():
+            if (value := getattr(self, name)) is not resolved:
+                self._requests[name] = (value, value)
         log.setLevel(self.logging_level)
         if not log.hasHandlers():
-            log.addHandler(logging.StreamHandler())
+            log.addHandler(_LastResort())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check everything, freeze, thaw, and in a resumed run thaw up to the checkpoint's phase.
@@ -228,7 +241,7 @@ class FinetuningScheduler(AttachableCallback):
         The optimizers exist by now and the optimizer state of a checkpoint has not been loaded yet, so that it finds
         the parameter groups it belongs to.
         """
-        self.log_dir = self._requested_log_dir or trainer.log_dir or trainer.default_root_dir
+        self._resolve("log_dir", self._requests["log_dir"][0] or trainer.log_dir or trainer.default_root_dir)
         if self.gen_ft_sched_only:
             self._generate_and_exit(trainer, pl_module)
         with _as_misconfiguration():
@@ -236,16 +249,18 @@ class FinetuningScheduler(AttachableCallback):
             self.strategy_adapter.connect(trainer)
             schedule = self._checked_schedule(trainer, pl_module)
             self._runner = self._make_runner(trainer, pl_module, schedule)
-            self.ft_schedule, self.max_depth = self._runner.schedule, self._runner.plan.last_phase
+            self._resolve("ft_schedule", self._runner.schedule)
+            self._resolve("max_depth", self._runner.plan.last_phase)
+            self._runner.progress.entry_epoch = trainer.current_epoch
+            self._runner.progress.entry_step = trainer.global_step
             if self._loaded is not None:
                 self._runner.load_state_dict(self._loaded)
                 install_optimization(trainer, self._runner)
             elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
                 raise _foreign_checkpoint(trainer)
-        if trainer.is_global_zero:
-            source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
-            path = save_schedule(self._runner.schedule, pl_module, self.log_dir, source=source)
-            log.info("The schedule in force is saved as %s.", path)
+        source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
+        path = self._saved(trainer, self._runner.schedule, pl_module, source)
+        self._report(logging.INFO, f"The schedule in force is saved as {path}.")
         self._announce(trainer, self._runner)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -257,7 +272,11 @@ class FinetuningScheduler(AttachableCallback):
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
         early_stopping = find(trainer, FTSEarlyStopping)
         over = self.depth_remaining == 0 and self._limit_reached(trainer, trainer.current_epoch)
-        if over or (early_stopping is not None and early_stopping.has_stopped_session):
+        stopped = early_stopping is not None and early_stopping.has_stopped_session and trainer.ckpt_path is not None
+        if over or stopped:
+            self._report(
+                logging.INFO, "The session had ended when its checkpoint was written: nothing is left to train."
+            )
             trainer.should_stop = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -349,6 +368,18 @@ class FinetuningScheduler(AttachableCallback):
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
+    @property
+    def _schedule_source(self) -> Any:
+        return self._requests["ft_schedule"][0]
+
+    @property
+    def _requested_max_depth(self) -> Any:
+        return self._requests["max_depth"][0]
+
+    def _resolve(self, name: str, value: Any) -> None:
+        self._requests[name] = (self._requests[name][0], value)
+        setattr(self, name, value)
+
     def _decide(self, trainer: Trainer) -> Decision:
         _, runner = self._fitting()
         return runner.decide(
@@ -414,7 +445,7 @@ class FinetuningScheduler(AttachableCallback):
             raise ScheduleError([*outcome.problems, *problems]) if problems else outcome
         if outcome is None:
             raise RuntimeError("expected global rank zero to send a schedule")
-        if problems := [*problems, *limit_problems(self, outcome.schedule)]:
+        if problems := [*problems, *limit_problems(self, outcome.schedule, self._requested_max_depth)]:
             raise ScheduleError(problems)
         for message in outcome.notices:
             self._report(logging.INFO, message)
@@ -444,14 +475,37 @@ class FinetuningScheduler(AttachableCallback):
         for message in [*limit_warnings(trainer, runner.plan), *untested_warnings(trainer)]:
             self._report(logging.WARNING, message)
 
+    def _saved(self, trainer: Trainer, schedule: Schedule, model: LightningModule, source: Any = None) -> str:
+        """Save a schedule on rank zero; an unusable directory is an error on every rank."""
+        path = failure = ""
+        if trainer.is_global_zero:
+            try:
+                path = str(save_schedule(schedule, model, str(self.log_dir), source=source))
+            except OSError as error:
+                failure = f"{type(error).__name__}: {error}"
+        path, failure = trainer.strategy.broadcast((path, failure))
+        if failure:
+            raise MisconfigurationException(
+                f"expected a directory to write the schedule to, got `log_dir` {self.log_dir} ({failure}). "
+                "Fix: Set `log_dir` to a directory that can be written to."
+            )
+        return path
+
     def _generate_and_exit(self, trainer: Trainer, pl_module: LightningModule) -> None:
         with _as_misconfiguration():
-            schedule = generate(pl_module)
-            if trainer.is_global_zero:
-                path = save_schedule(schedule, pl_module, str(self.log_dir))
-                log.info("The default schedule was written to %s.", path)
+            path = self._saved(trainer, generate(pl_module), pl_module)
+            self._report(logging.INFO, f"The default schedule was written to {path}.")
         trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
         raise SystemExit(0)
+
+
+class _LastResort(logging.StreamHandler):  # type: ignore[type-arg]  # generic in the type stubs only
+    """Show messages on the terminal for as long as the program has configured no logging of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record unless the root logger has somebody to do it."""
+        if not logging.getLogger().handlers:
+            super().emit(record)
 
 
 def _foreign_checkpoint(trainer: Trainer) -> CheckpointError:

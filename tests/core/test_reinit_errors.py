@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import LBFGS, SGD, Muon, Optimizer, SparseAdam
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 from finetuning_scheduler.core import PhaseRunner, resolve
 from finetuning_scheduler.errors import OptimizerError, ScheduleError, ScheduleFormatError, SelectorError
@@ -47,6 +47,17 @@ class PerGroup(LRScheduler):
 
     def get_lr(self) -> list[Any]:
         return [lr * factor for lr, factor in zip(self.base_lrs, self.factors, strict=True)]
+
+
+class PerGroupExponential(ExponentialLR):
+    """Of a supported kind, but with a list of its own all the same."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.factors = [1.0 for _ in optimizer.param_groups]
+        super().__init__(optimizer, gamma=0.5)
+
+    def get_lr(self) -> list[Any]:
+        return [lr * factor for lr, factor in zip(super().get_lr(), self.factors, strict=True)]
 
 
 class Halving(LRScheduler):
@@ -294,6 +305,27 @@ def test_a_problem_in_a_file_names_its_line(
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise RuntimeError('no device')", "no device"),
+        ("x = (", "'(' was never closed (broken_on_import.py, line 1)"),
+    ],
+    ids=["raises", "syntax-error"],
+)
+def test_a_module_that_breaks_when_imported(
+    code: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_on_import.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OptimizerError) as error:
+        resolve(schedule_of(new_optimizer("broken_on_import.Fast")), Model())
+    assert str(error.value) == (
+        "phase 1: expected `new_optimizer` to name a class, got 'broken_on_import.Fast', which cannot be imported "
+        f"({reason}). Fix: Give the full import path of an installed class."
+    )
+
+
 def test_all_problems_are_reported_together() -> None:
     phases = schedule_of(
         {**new_optimizer("torch.optim.Sgd"), **new_lr_scheduler(PLATEAU, pl_lrs_cfg={"interval": "batch"})},
@@ -513,12 +545,13 @@ def test_the_same_optimizer_suits_a_phase_of_its_own_kind(case: UsersOptimizer) 
     PhaseRunner(model, optimizer, phases).thaw_to(1)
 
 
-def test_a_scheduler_that_cannot_follow_a_new_group_is_refused() -> None:
+@pytest.mark.parametrize("kind", [PerGroup, PerGroupExponential])
+def test_a_scheduler_that_cannot_follow_a_new_group_is_refused(kind: type[LRScheduler]) -> None:
     with pytest.raises(OptimizerError) as error:
-        runner_of(schedule_of({}), schedulers=[PerGroup])
+        runner_of(schedule_of({}), schedulers=[kind])
     assert str(error.value) == (
-        "PerGroup cannot follow a new parameter group (ValueError: zip() argument 2 is shorter than argument 1). "
-        "Fix: Use one of PyTorch's LR schedulers."
+        f"{kind.__name__} cannot follow a new parameter group "
+        "(ValueError: zip() argument 2 is shorter than argument 1). Fix: Use one of PyTorch's LR schedulers."
     )
 
 

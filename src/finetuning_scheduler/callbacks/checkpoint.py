@@ -33,6 +33,13 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
         self._trainer: Trainer | None = None
         self._written: set[str] = set()
 
+    def forget(self) -> None:
+        """Forget the checkpoints of another module that the same trainer has fitted."""
+        fresh = vars(type(self)(monitor=self.monitor, mode=self.mode))
+        names = ("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value")
+        vars(self).update({name: fresh[name] for name in (*names, "current_score", "last_model_path")})
+        self.current_ckpt_depth = self.best_ckpt_depth = 0
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember the trainer, whose metrics are saved with each checkpoint."""
         self._trainer = trainer

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from .._lightning import LightningModule, Trainer
+from .._lightning import LightningModule, Trainer, callbacks_of
 from ..core.lr_schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from ..core.plan import Plan
 from ..core.schedule import Schedule
@@ -31,7 +32,7 @@ def configuration_problems(
     configuration: Configuration, max_depth: int, trainer: Trainer, *, implicit: bool
 ) -> list[Problem]:
     """List what is wrong with the arguments, the strategy, the optimizer and the checkpoint callback."""
-    problems = list(_argument_problems(configuration, max_depth))
+    problems = [*_argument_problems(configuration, max_depth), *_module_problems(trainer)]
     for name in ("reinit_optim_cfg", "reinit_lr_cfg"):
         if not implicit and getattr(configuration, name) is not None:
             fix = "Use `new_optimizer` and `new_lr_scheduler` in the schedule's phases."
@@ -49,15 +50,15 @@ def untested_warnings(trainer: Trainer) -> list[str]:
     return [f"{problem.message}; going on since `allow_untested` is set." for problem in _untested(trainer)]
 
 
-def limit_problems(configuration: Configuration, schedule: Schedule) -> list[Problem]:
-    """List the phases that could never end because only limits count and they have none."""
+def limit_problems(configuration: Configuration, schedule: Schedule, max_depth: int) -> list[Problem]:
+    """List the phases to execute that could never end because only limits count and they have none."""
     if not configuration.epoch_transitions_only:
         return []
     fix = "Give the phase a `max_transition_epoch` or a `max_transition_step`, or drop `epoch_transitions_only`."
     return [
         Problem("expected a limit, since `epoch_transitions_only` is set, got none", fix=fix, phase=index)
         for index, phase in enumerate(schedule.phases)
-        if phase.max_transition_epoch < 0 and phase.max_transition_step < 0
+        if (max_depth < 0 or index <= max_depth) and max(phase.max_transition_epoch, phase.max_transition_step) < 0
     ]
 
 
@@ -81,15 +82,42 @@ def no_decay_fragments(pl_module: LightningModule) -> tuple[str, ...]:
     return tuple(getattr(pl_module, "no_decay", None) or ())
 
 
-def _argument_problems(configuration: Configuration, max_depth: int) -> Iterator[Problem]:
-    if max_depth < -1:
-        yield Problem(f"expected `max_depth` to be -1 or a phase, got {max_depth}", fix="Use -1 for all phases.")
-    if configuration.base_max_lr is not None and not configuration.base_max_lr > 0:
+_FLAGS = (
+    "restore_best",
+    "gen_ft_sched_only",
+    "epoch_transitions_only",
+    "allow_untested",
+    "apply_lambdas_new_pgs",
+    "enforce_phase0_params",
+    "frozen_bn_track_running_stats",
+    "intra_epoch_transitions",
+)
+
+
+def _argument_problems(configuration: Configuration, max_depth: Any) -> Iterator[Problem]:
+    if not isinstance(max_depth, int) or isinstance(max_depth, bool) or max_depth < -1:
+        yield Problem(f"expected `max_depth` to be -1 or a phase, got {max_depth!r}", fix="Use -1 for all phases.")
+    lr: Any = configuration.base_max_lr
+    if lr is not None and not (isinstance(lr, (int, float)) and not isinstance(lr, bool) and 0 < lr < math.inf):
         fix = "Use a learning rate above 0, or None for that of phase 0."
-        yield Problem(f"expected `base_max_lr` to be above 0, got {configuration.base_max_lr}", fix=fix)
+        yield Problem(f"expected `base_max_lr` to be a number above 0, got {lr!r}", fix=fix)
+    for name in _FLAGS:
+        if not isinstance(value := getattr(configuration, name), bool):
+            yield Problem(f"expected `{name}` to be True or False, got {value!r}", fix="Use True or False.")
     if configuration.frozen_modules_mode not in ("train", "eval"):
         message = f"expected `frozen_modules_mode` to be 'train' or 'eval', got {configuration.frozen_modules_mode!r}"
         yield Problem(message, fix="Use 'train' to leave module modes alone.")
+
+
+def _module_problems(trainer: Trainer) -> Iterator[Problem]:
+    fragments = getattr(trainer.lightning_module, "no_decay", None)
+    is_list = isinstance(fragments, (list, tuple, set, frozenset))
+    if fragments is not None and not (is_list and all(isinstance(part, str) and part for part in fragments)):
+        fix = 'Make it a list, such as ["bias", "LayerNorm.weight"].'
+        yield Problem(f"expected the module's `no_decay` to be a list of name fragments, got {fragments!r}", fix=fix)
+    if any(type(callback).__name__ == "StochasticWeightAveraging" for callback in callbacks_of(trainer)):
+        message = "expected no StochasticWeightAveraging callback, which installs an LR scheduler of its own, got one"
+        yield Problem(message, fix="Install torch.optim.swa_utils.SWALR as the `new_lr_scheduler` of a phase.")
 
 
 def _checkpoint_problems(trainer: Trainer) -> Iterator[Problem]:

@@ -40,6 +40,12 @@ class FTSEarlyStopping(InspectableEarlyStopping):
         self._moment_is_open = False
         self.phase_exhausted = False
 
+    def forget(self) -> None:
+        """Forget the scores of another module that the same trainer has fitted."""
+        self.best_score = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.enter_phase()
+
     def enter_phase(self) -> None:
         """Restart the wait count for a phase that begins."""
         self.wait_count = 0

@@ -57,7 +57,7 @@ def implicit_schedule(
         OptimizerError: A list depends on the number of groups, which differs from phase to phase.
     """
     reinit_optim_cfg, reinit_lr_cfg = plain_configuration(reinit_optim_cfg), plain_configuration(reinit_lr_cfg)
-    if problems := _per_group_lists(reinit_lr_cfg or {}):
+    if isinstance(reinit_lr_cfg, Mapping) and (problems := _per_group_lists(reinit_lr_cfg)):
         raise OptimizerError(problems)
     phases = generate(model).to_dict()
     for number, phase in phases.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -65,6 +67,18 @@ def nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
         yield from nested(inner)
 
 
+def active(scheduler: LRScheduler) -> Iterator[LRScheduler]:
+    """Yield those of a scheduler's parts that set learning rates at its present step."""
+    if isinstance(scheduler, SequentialLR):
+        index = bisect_right(scheduler._milestones, scheduler.last_epoch)
+        yield from active(scheduler._schedulers[index])
+    elif isinstance(scheduler, ChainedScheduler):
+        for inner in scheduler._schedulers:
+            yield from active(inner)
+    else:
+        yield scheduler
+
+
 def is_supported(scheduler: LRScheduler) -> bool:
     """Whether a scheduler and all it is composed of are of the supported classes."""
     return all(isinstance(each, SUPPORTED_LR_SCHEDULERS) for each in nested(scheduler))
@@ -96,11 +110,12 @@ def grow(scheduler: LRScheduler, group: ParameterGroup, reference: ParameterGrou
         apply_lambdas: Take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value, instead of
             leaving the group's learning rate alone.
     """
+    at_work = list(active(scheduler))
     for each in nested(scheduler):
         if isinstance(each, (LambdaLR, MultiplicativeLR)):
             last: Callable[[int], float] = each.lr_lambdas[-1] if each.lr_lambdas else constant_one
             each.lr_lambdas.append(last if apply_lambdas else constant_one)
-            if apply_lambdas:
+            if apply_lambdas and each in at_work:
                 group["lr"] = group["lr"] * last(each.last_epoch)
         elif isinstance(each, ReduceLROnPlateau):
             # A list of per-group minima has no entry for a new group; the last one is the best guess.
@@ -140,10 +155,13 @@ def retarget(scheduler: LRScheduler, optimizer: Optimizer) -> None:
 
 
 def growth_failure(scheduler: LRScheduler) -> str | None:
-    """Try on a copy whether a scheduler of a class not known here can follow a new group; return why not.
+    """Try on a copy whether a scheduler can follow a new group; return why not.
 
-    Works on stand-in parameters, so that a scheduler that would fail at its first step fails before training.
+    Works on stand-in parameters, so that a scheduler that would fail at its first step fails before training. The
+    classes known here need no trial; a subclass may keep lists of its own.
     """
+    if all(type(each) in SUPPORTED_LR_SCHEDULERS for each in nested(scheduler)):
+        return None
     groups = scheduler.optimizer.param_groups
     stand_in = SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(len(groups) + 1)], lr=0.1)
     for substitute, group in zip(stand_in.param_groups, [*groups, groups[0]], strict=True):
@@ -153,10 +171,13 @@ def growth_failure(scheduler: LRScheduler) -> str | None:
         substitute.setdefault("initial_lr", substitute["lr"])
     trial = _trial_copy(scheduler, stand_in)
     try:
-        grow(trial, stand_in.param_groups[-1], stand_in.param_groups[0], apply_lambdas=False)
-        _watch_steps(stand_in)
-        stand_in.step()
-        trial.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            grow(trial, stand_in.param_groups[-1], stand_in.param_groups[0], apply_lambdas=False)
+            if isinstance(trial, ReduceLROnPlateau):
+                trial.step(1.0)
+            else:
+                trial.step()
     except Exception as error:  # noqa: BLE001  # whatever a foreign class raises is the reason to refuse it
         return f"{type(error).__name__}: {error}"
     return None

@@ -88,7 +88,11 @@ def clone_group(
 ) -> None:
     """Add a group with the hyper-parameters and the scheduler state of an existing one, but for ``overrides``."""
     count = len(optimizer.param_groups)
-    template = {key: value for key, value in optimizer.param_groups[index].items() if key != "param_names"}
+    template = {
+        key: value.clone() if isinstance(value, torch.Tensor) else value
+        for key, value in optimizer.param_groups[index].items()
+        if key != "param_names"
+    }
     optimizer.param_groups.append({**template, **overrides, "params": []})
     if "param_names" in optimizer.param_groups[index]:
         optimizer.param_groups[-1]["param_names"] = []
@@ -115,6 +119,8 @@ def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: 
     optimizer.param_groups[:] = [optimizer.param_groups[index] for index in remaining]
     for parameter in [p for p in optimizer.state if id(p) not in kept_ids]:
         del optimizer.state[parameter]
+    if hasattr(optimizer, "_params"):  # LBFGS keeps its only group's list under another name
+        optimizer._params = optimizer.param_groups[0]["params"]
     _repartition(optimizer)
 
 

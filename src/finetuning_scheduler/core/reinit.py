@@ -19,9 +19,11 @@ from torch.optim import LBFGS, SGD, Adadelta, Adam, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ..errors import Problem
-from .lr_schedulers import KEYS_IN_GROUPS, SUPPORTED_LR_SCHEDULERS
+from .lr_schedulers import KEYS_IN_GROUPS, SUPPORTED_LR_SCHEDULERS, growth_failure
 from .schedule import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
 
+# In a group: the learning rate of its optimizer, until the scheduler that still reads `initial_lr` is replaced.
+_NEXT_INITIAL_LR = "next_initial_lr"
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
 
 OptimizerFactory = Callable[[int], Optimizer]
@@ -79,6 +81,8 @@ def build_optimizer(
         own = "lr" in arguments and not keep_initial_lr
         initial = arguments["lr"] if own else old_group.get("initial_lr", old_group["lr"])
         group["initial_lr"] = _as_kind_of(group["lr"], initial)
+        if keep_initial_lr and "lr" in arguments:
+            group[_NEXT_INITIAL_LR] = _as_kind_of(group["lr"], arguments["lr"])
     return new
 
 
@@ -94,7 +98,8 @@ def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRSchedul
         elif spec.use_current_optimizer_pg_lrs:
             lr = group["lr"]
         else:
-            lr = group.get("initial_lr", group["lr"])
+            lr = group.get(_NEXT_INITIAL_LR, group.get("initial_lr", group["lr"]))
+        group.pop(_NEXT_INITIAL_LR, None)
         group["initial_lr"] = _as_kind_of(group["lr"], lr)
         group["lr"] = _as_kind_of(group["lr"], lr)
     arguments = {key: value for key, value in spec.lr_scheduler_init.init_args.items() if key != "optimizer"}
@@ -111,8 +116,9 @@ def import_class(class_path: str) -> Any:
     module_name, _, name = class_path.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ImportError(str(error)) from error
+    except Exception as error:
+        # A module can raise anything when it is imported.
+        raise ImportError(f"{type(error).__name__}: {error}" if not str(error) else str(error)) from error
 
 
 def _as_kind_of(reference: object, lr: Any) -> Any:
@@ -228,8 +234,7 @@ def _scheduler_complaints(spec: LRSchedulerSpec, optimizer_factory: OptimizerFac
 
 def _listed_groups(arguments: Mapping[str, Any]) -> int:
     """Guess the number of groups from arguments that have one value for each."""
-    per_group = [value for key, value in arguments.items() if key in ("min_lr", "max_lr", "base_lr", "swa_lr")]
-    return max((len(value) for value in per_group if isinstance(value, list)), default=1)
+    return max((len(value) for value in arguments.values() if isinstance(value, list)), default=1)
 
 
 def _construction_complaint(spec: LRSchedulerSpec, optimizer: Optimizer) -> Iterator[Complaint]:
@@ -238,9 +243,15 @@ def _construction_complaint(spec: LRSchedulerSpec, optimizer: Optimizer) -> Iter
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import_class(init.class_path)(optimizer, **arguments)
+            scheduler = import_class(init.class_path)(optimizer, **arguments)
     except Exception as error:  # noqa: BLE001  # whatever a foreign constructor raises is what is wrong
         yield f"{init.class_path} does not take `init_args` {arguments}: {error}", "Correct its `init_args`."
+        return
+    if (failure := growth_failure(scheduler)) is not None:
+        yield (
+            f"{init.class_path} cannot follow a new parameter group ({failure})",
+            "Use one of PyTorch's LR schedulers.",
+        )
 
 
 def _scheduler_notes(spec: LRSchedulerSpec, phase: int) -> Iterator[str]:

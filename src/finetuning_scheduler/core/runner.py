@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, OptimizerError, Problem, ScheduleError
 from .generate import generate
-from .lr_schedulers import growth_failure, is_supported
+from .lr_schedulers import growth_failure
 from .optimization import Optimization
 from .param_groups import learning_rates, reorder_groups, with_state
 from .plan import GroupRules, Plan, block_numbers
@@ -363,7 +363,7 @@ class PhaseRunner:
             sparse_parameters(self.model),
         )
         for scheduler in self.lr_schedulers:
-            if not is_supported(scheduler) and (failure := growth_failure(scheduler)) is not None:
+            if (failure := growth_failure(scheduler)) is not None:
                 message = f"{type(scheduler).__name__} cannot follow a new parameter group ({failure})"
                 problems.append(Problem(message, fix="Use one of PyTorch's LR schedulers."))
         if problems:
