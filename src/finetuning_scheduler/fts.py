@@ -1,4 +1,8 @@
-"""The callback: PyTorch Lightning's hooks, each a few lines that call the engine in ``finetuning_scheduler.core``."""
+"""The callback: PyTorch Lightning's hooks, each a few lines that call the engine in ``finetuning_scheduler.core``.
+
+The class is longer than others: documenting and keeping two dozen constructor arguments takes a hundred lines, and the
+order of the hooks is the story.
+"""
 
 from __future__ import annotations
 
