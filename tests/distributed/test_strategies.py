@@ -149,6 +149,35 @@ def count_reduced_elements(root: Path) -> list[int]:
     return counts
 
 
+def fit_mixed(root: Path, ranks: int, module: type[Classifier], strategy: Callable[[], Any] | None) -> Any:
+    """Phase 1 thaws plain and distributed tensors, which a foreach optimizer cannot have in one group."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    schedule = {
+        0: {"params": [*HEAD], "max_transition_epoch": 1},
+        1: {"params": [*THIRD, *NORM, *SECOND, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
+    }
+    scheduler = FinetuningScheduler(schedule, restore_best=False)
+    recorder = Recorder(lambda: scheduler.curr_depth)
+    trainer = cases.make_trainer(
+        root, ranks, "auto" if strategy is None else strategy(), callbacks=[scheduler, recorder], max_epochs=20
+    )
+    trainer.fit(module(foreach_adamw))
+    return recorder.epochs
+
+
+def foreach_adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01, foreach=True)
+
+
+def test_plain_and_distributed_tensors_get_groups_of_their_own(tmp_path: Path) -> None:
+    (expected,) = harness.run_ranks(fit_mixed, 1, tmp_path / "one", 1, Classifier, None)
+    for epochs in harness.run_ranks(fit_mixed, 2, tmp_path / "two", 2, cases.TensorParallel, cases.tensor_parallel):
+        assert [len(epoch.groups) for epoch in epochs] == [1, 3, 3]
+        for one, other in zip(epochs, expected, strict=True):
+            torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-5)
+
+
 def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
     from finetuning_scheduler import FinetuningScheduler
 

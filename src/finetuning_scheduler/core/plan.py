@@ -42,6 +42,8 @@ class GroupRules:
         options: Options by which parameters differ from their optimizer's defaults, by name.
         block_numbers: For ``lr_decay``, each parameter's block, counted from the output.
         held: Names of parameters that already have a group and are given no other.
+        meshes: The device mesh that a distributed tensor lives on, by name. Optimizers that update many tensors at
+            once cannot mix tensors of different meshes, nor these with plain ones.
     """
 
     default_lr: float
@@ -49,6 +51,7 @@ class GroupRules:
     options: Mapping[str, Options] = field(default_factory=dict)
     block_numbers: Mapping[str, int] = field(default_factory=dict)
     held: Collection[str] = frozenset()
+    meshes: Mapping[str, Any] = field(default_factory=dict)
 
     def options_of(self, name: str) -> dict[str, Any]:
         """Return the options that a parameter's group gets besides its learning rate."""
@@ -61,17 +64,17 @@ class GroupRules:
         names = [name for name in phase.params if name not in self.held]
         blocks = {name: self.block_numbers[name] if phase.lr_decay is not None else 0 for name in names}
         top = min(blocks.values(), default=0)
-        splits: dict[int, list[tuple[dict[str, Any], list[str]]]] = {}
+        splits: dict[int, list[tuple[dict[str, Any], Any, list[str]]]] = {}
         for name in names:
-            options = self.options_of(name)
+            options, mesh = self.options_of(name), self.meshes.get(name)
             candidates = splits.setdefault(blocks[name] - top, [])
-            members = next((members for known, members in candidates if known == options), None)
+            members = next((known[2] for known in candidates if known[:2] == (options, mesh)), None)
             if members is None:
-                candidates.append((options, members := []))
+                candidates.append((options, mesh, members := []))
             members.append(name)
         for distance, candidates in sorted(splits.items()):
             scale = max((phase.lr_decay or 1.0) ** distance, phase.lr_decay_min_scale)
-            for options, members in sorted(candidates, key=lambda candidate: "weight_decay" in candidate[0]):
+            for options, _, members in sorted(candidates, key=lambda candidate: "weight_decay" in candidate[0]):
                 yield PlannedGroup(tuple(members), lr * scale, options)
 
 

@@ -350,6 +350,7 @@ class PhaseRunner:
             options=self._optimization.options,
             block_numbers=block_numbers(generate(self.model, "blocks")) if layer_wise else {},
             held={name for names in self._optimization.group_names for name in names},
+            meshes={n: p.device_mesh for n, p in self.parameters.items() if hasattr(p, "device_mesh")},
         )
         return Plan.of(self.schedule, self.parameters, rules, max_depth=max_depth)
 
