@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -176,6 +177,39 @@ def test_plain_and_distributed_tensors_get_groups_of_their_own(tmp_path: Path) -
         assert [len(epoch.groups) for epoch in epochs] == [1, 3, 3]
         for one, other in zip(epochs, expected, strict=True):
             torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-5)
+
+
+class WriteWeights(cases.pl.Callback):
+    """The launched processes' own memory is gone when they return; each leaves its weights behind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(cases.local_weights(pl_module), self.root / f"rank-{trainer.global_rank}.pt")
+
+
+def launch(root: Path, devices: int, strategy: str) -> None:
+    """Let Lightning start the processes itself."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    root.mkdir()
+    callbacks = [FinetuningScheduler(SCHEDULE), WriteWeights(root)]
+    cases.make_trainer(root, devices, strategy, callbacks=callbacks, max_epochs=20, enable_checkpointing=True).fit(
+        Classifier(cases.sgd)
+    )
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", "ddp_fork_find_unused_parameters_true"])
+def test_processes_that_lightning_forks_equal_one_device(strategy: str, tmp_path: Path) -> None:
+    harness.run_ranks(launch, 1, tmp_path / "one", 1, "auto")
+    harness.run_ranks(launch, 1, tmp_path / "two", 2, strategy)
+    expected = torch.load(tmp_path / "one" / "rank-0.pt", weights_only=True)
+    for rank in range(2):
+        weights = torch.load(tmp_path / "two" / f"rank-{rank}.pt", weights_only=True)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
 
 
 def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
