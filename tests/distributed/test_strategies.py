@@ -202,7 +202,7 @@ def launch(root: Path, devices: int, strategy: str) -> None:
     )
 
 
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", "ddp_fork_find_unused_parameters_true"])
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", "ddp_fork_find_unused_parameters_true", "ddp_spawn"])
 def test_processes_that_lightning_forks_equal_one_device(strategy: str, tmp_path: Path) -> None:
     harness.run_ranks(launch, 1, tmp_path / "one", 1, "auto")
     harness.run_ranks(launch, 1, tmp_path / "two", 2, strategy)
