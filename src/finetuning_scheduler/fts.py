@@ -223,7 +223,7 @@ class FinetuningScheduler(AttachableCallback):
         """Start a fit from the beginning, unless the same trainer goes on with the same module."""
         if stage != "fit":
             return
-        continues = self.trainer is trainer and self.pl_module is pl_module and self._runner is not None
+        continues = self.trainer is trainer and self.pl_module is pl_module
         self._loaded = self._runner.state_dict() if continues and self._runner is not None else None
         if self.trainer is trainer and self.pl_module is not pl_module:
             for callback in (find(trainer, FTSCheckpoint), find(trainer, FTSEarlyStopping)):

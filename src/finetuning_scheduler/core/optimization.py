@@ -20,7 +20,7 @@ from .param_groups import (
     state_by_name,
     with_state,
 )
-from .plan import Options, Plan, PlannedGroup, PlannedPhase, deviating_options
+from .plan import Options, Plan, PlannedGroup, PlannedPhase, deviating_options, is_exempt
 from .reinit import SchedulerSettings, build_lr_scheduler, build_optimizer, import_class
 from .schedule import LRSchedulerSpec, OptimizerSpec, Phase
 from .warmup import Warmup
@@ -60,9 +60,10 @@ class Optimization:
         self._apply_lambdas = apply_lambdas
         self._initial_class = type(optimizer)
         self.group_names = group_names(optimizer, parameters)
+        # What a scheduler has written into the groups is not the user's.
         written = ("momentum", "betas") if any(map(cycles_momentum, self.lr_schedulers)) else ()
-        defaults = {key: value for key, value in optimizer.defaults.items() if key not in written}
-        self.options = deviating_options(optimizer.param_groups, defaults, self.group_names)
+        self._defaults = {key: value for key, value in optimizer.defaults.items() if key not in written}
+        self.options = deviating_options(optimizer.param_groups, self._defaults, self.group_names)
         self._overrides: list[Options] = []
 
     @property
@@ -101,13 +102,13 @@ class Optimization:
     def _adopt(self, names: Sequence[str], phase: Phase, no_decay: Sequence[str]) -> None:
         """Give parameters of phase 0 that have no group the hyper-parameters of the first group that stays."""
         groups = self.optimizer.param_groups
-        stays = [bool(set(phase.params) & set(names)) for names in self.group_names]
-        index = stays.index(True) if any(stays) else 0
+        wanted = set(phase.params)
+        index = next((i for i, held in enumerate(self.group_names) if not wanted.isdisjoint(held)), 0)
         splits: tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]] = ([], [])
         for name in names:
-            exempt = any(fragment in name for fragment in no_decay) and groups[index].get("weight_decay", 0) != 0
+            exempt = is_exempt(name, no_decay) and groups[index].get("weight_decay", 0) != 0
             splits[exempt].append((name, self._parameters[name]))
-            deviating = deviating_options(groups[index : index + 1], self.optimizer.defaults, [[name]])
+            deviating = deviating_options(groups[index : index + 1], self._defaults, [[name]])
             self.options[name] = {**deviating[name], **({"weight_decay": 0.0} if exempt else {})}
         join_group(self.optimizer, index, splits[False])
         if splits[True]:

@@ -55,8 +55,7 @@ class GroupRules:
 
     def options_of(self, name: str) -> dict[str, Any]:
         """Return the options that a parameter's group gets besides its learning rate."""
-        exempt = any(fragment in name for fragment in self.no_decay)
-        return {**self.options.get(name, {}), **({"weight_decay": 0.0} if exempt else {})}
+        return {**self.options.get(name, {}), **({"weight_decay": 0.0} if is_exempt(name, self.no_decay) else {})}
 
     def groups(self, phase: Phase) -> Iterator[PlannedGroup]:
         """Split a phase's parameters: by block from the output if learning rates decay, then by options."""
@@ -172,6 +171,11 @@ class Plan:
             adds = f"adds groups at learning rates [{rates}]" if planned.index else "keeps the initial groups"
             described.append(f"Phase {planned.index}: {share:.2%} of the parameters trainable, {adds}")
         return described
+
+
+def is_exempt(name: str, no_decay: Collection[str]) -> bool:
+    """Whether a parameter's name contains one of the fragments that exempt it from weight decay."""
+    return any(fragment in name for fragment in no_decay)
 
 
 def block_numbers(blocks: Schedule) -> dict[str, int]:
