@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -74,10 +75,12 @@ __all__ = [
     "Strategy",
     "Trainer",
     "TrainerFn",
+    "after_configure_model",
     "callbacks_of",
     "install_lr_scheduler",
     "install_optimizer",
     "load_model_and_precision",
+    "loading_with",
     "pl",
     "rebuild_ddp",
     "step_plateau_schedulers",
@@ -158,6 +161,53 @@ def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) ->
         connector.restore_precision_plugin_state()
     finally:
         connector._loaded_checkpoint = previous
+
+
+@contextmanager
+def after_configure_model(module: LightningModule, action: Callable[[], None]) -> Iterator[None]:
+    """Call ``action`` whenever the module's ``configure_model`` has run.
+
+    It is the only moment between the module getting its layers and the strategy setting it up, and Lightning offers it
+    to the module alone. For as long as this lasts, the module counts as one that overrides ``configure_model``.
+    """
+    own = module.configure_model
+
+    def configure_model() -> None:
+        own()
+        action()
+
+    with _replaced(module, "configure_model", configure_model):
+        yield
+
+
+@contextmanager
+def loading_with(strategy: Strategy, load: Callable[[str], dict[str, Any]]) -> Iterator[None]:
+    """Let ``load`` read the next checkpoint that the strategy is asked for; those after it are read as usual.
+
+    Strategies that load checkpoints after ``on_fit_start`` load the optimizer's state too, and nothing tells earlier
+    which checkpoint a run is resumed from.
+    """
+    with ExitStack() as replacement:
+
+        def load_checkpoint(checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+            replacement.close()
+            return load(str(checkpoint_path))
+
+        replacement.enter_context(_replaced(strategy, "load_checkpoint", load_checkpoint))
+        yield
+
+
+@contextmanager
+def _replaced(instance: object, method: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Replace a method of one instance for a while."""
+    before = vars(instance).get(method)
+    vars(instance)[method] = function
+    try:
+        yield
+    finally:
+        vars(instance).pop(method, None)
+        if before is not None:
+            vars(instance)[method] = before
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:

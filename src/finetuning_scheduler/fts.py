@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from typing import Any, Literal
+
+from torch import nn
 
 from ._lightning import (
     AttachableCallback,
@@ -18,6 +20,8 @@ from ._lightning import (
     MisconfigurationException,
     Trainer,
     TrainerFn,
+    after_configure_model,
+    loading_with,
     step_plateau_schedulers,
 )
 from .callbacks.checkpoint import FTSCheckpoint
@@ -38,8 +42,9 @@ from .core.generate import generate
 from .core.runner import PhaseRunner
 from .core.schedule import Schedule
 from .core.transitions import Decision, Reason
+from .core.view import ModelView
 from .errors import CheckpointError, Problem, ScheduleError
-from .strategy_adapters import StrategyAdapter, has_custom_adapter, make_adapter, untested_strategy
+from .strategy_adapters import StrategyAdapter, has_custom_adapter, make_adapter, saved_metadata, untested_strategy
 
 log = logging.getLogger("finetuning_scheduler")
 
@@ -128,6 +133,7 @@ class FinetuningScheduler(AttachableCallback):
         self._told_of_disagreement = False
         self._unchecked_replicas = False
         self._problems: list[Problem] = []
+        self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         # What the user asked for, and what a fit has made of it.
         self._requests: dict[str, tuple[Any, Any]] = {
             "ft_schedule": (ft_schedule, ft_schedule),
@@ -238,6 +244,11 @@ class FinetuningScheduler(AttachableCallback):
         log.setLevel(self.logging_level)
         if not log.hasHandlers():
             log.addHandler(_LastResort())
+        with _as_misconfiguration():
+            self.strategy_adapter = make_adapter(trainer, self.custom_strategy_adapters, self.strategy_adapter_cfg)
+        self.strategy_adapter.connect(trainer)
+        if type(self.strategy_adapter).on_model_configured is not StrategyAdapter.on_model_configured:
+            self._hooked.enter_context(after_configure_model(pl_module, self._on_model_configured))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check everything, freeze, thaw, and in a resumed run thaw up to the checkpoint's phase.
@@ -245,14 +256,15 @@ class FinetuningScheduler(AttachableCallback):
         The optimizers exist by now and the optimizer state of a checkpoint has not been loaded yet, so that it finds
         the parameter groups it belongs to.
         """
+        self._hooked.close()
+        self.strategy_adapter.on_set_up()
         self._resolve("log_dir", self._requests["log_dir"][0] or trainer.log_dir or trainer.default_root_dir)
         if self.gen_ft_sched_only:
             self._generate_and_exit(trainer, pl_module)
+        view = self.strategy_adapter.view(pl_module)
         with _as_misconfiguration():
-            self.strategy_adapter = make_adapter(trainer, self.custom_strategy_adapters, self.strategy_adapter_cfg)
-            self.strategy_adapter.connect(trainer)
-            schedule = self._checked_schedule(trainer, pl_module)
-            self._runner = self._make_runner(trainer, pl_module, schedule)
+            schedule = self._checked_schedule(trainer, view)
+            self._runner = self._make_runner(trainer, view, schedule)
             self._resolve("ft_schedule", self._runner.schedule)
             self._resolve("max_depth", self._runner.plan.last_phase)
             self._runner.progress.entry_epoch = trainer.current_epoch
@@ -263,12 +275,15 @@ class FinetuningScheduler(AttachableCallback):
             elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
                 raise _foreign_checkpoint(trainer)
         source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
-        path = self._saved(trainer, self._runner.schedule, pl_module, source)
+        path = self._saved(trainer, self._runner.schedule, view.plain, source)
         self._report(logging.INFO, f"The schedule in force is saved as {path}.")
         self._announce(trainer, self._runner)
+        if trainer.strategy.restore_checkpoint_after_setup:
+            self._hooked.enter_context(loading_with(trainer.strategy, self._resume_late))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
+        self._hooked.close()
         _, runner = self._fitting()
         runner.apply_module_modes()
         if self._loaded is not None:
@@ -333,6 +348,10 @@ class FinetuningScheduler(AttachableCallback):
         if self.depth_remaining == 0 and self._limit_reached(trainer, trainer.current_epoch + 1):
             self._stop(trainer, Reason.EPOCH)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of what is hooked into."""
+        self._hooked.close()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no module in eval mode that was in train mode before."""
         if self._runner is not None and stage == "fit":
@@ -349,21 +368,8 @@ class FinetuningScheduler(AttachableCallback):
         return {**self._runner.state_dict(), "metrics": metrics}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place.
-
-        Some strategies load checkpoints only after ``on_fit_start``; then the phases are entered here.
-        """
+        """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
         self._loaded = None
-        late = trainer.state.fn == TrainerFn.FITTING and trainer.strategy.restore_checkpoint_after_setup
-        if not late or self._runner is None:
-            return
-        with _as_misconfiguration():
-            progress = checkpoint["callbacks"].get(self.state_key)
-            if progress is None:
-                raise _foreign_checkpoint(trainer)
-            self._runner.load_state_dict(progress)
-            install_optimization(trainer, self._runner)
-            self.strategy_adapter.reload(str(trainer.ckpt_path), self._runner)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's progress for the fit that is about to start."""
@@ -383,6 +389,21 @@ class FinetuningScheduler(AttachableCallback):
     def _resolve(self, name: str, value: Any) -> None:
         self._requests[name] = (self._requests[name][0], value)
         setattr(self, name, value)
+
+    def _on_model_configured(self) -> None:
+        with _as_misconfiguration():
+            self.strategy_adapter.on_model_configured()
+
+    def _resume_late(self, path: str) -> dict[str, Any]:
+        """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
+        trainer, runner = self._fitting()
+        with _as_misconfiguration():
+            progress = saved_metadata(path).get("callbacks", {}).get(self.state_key)
+            if progress is None:
+                raise _foreign_checkpoint(trainer)
+            runner.load_state_dict(progress)
+            install_optimization(trainer, runner)
+            return self.strategy_adapter.resume(path, runner)
 
     def _decide(self, trainer: Trainer) -> Decision:
         _, runner = self._fitting()
@@ -426,7 +447,7 @@ class FinetuningScheduler(AttachableCallback):
         if self.trainer is None or self.trainer.is_global_zero:
             log.log(level, message)
 
-    def _checked_schedule(self, trainer: Trainer, pl_module: LightningModule) -> Schedule:
+    def _checked_schedule(self, trainer: Trainer, view: ModelView) -> Schedule:
         """Check the configuration and resolve the schedule, so that all problems are reported together."""
         problems = [
             *self._problems,
@@ -442,14 +463,16 @@ class FinetuningScheduler(AttachableCallback):
         outcome = None
         if trainer.is_global_zero:
             outcome = resolve_source(
-                self._schedule_source, pl_module, str(self.log_dir), self.reinit_optim_cfg, self.reinit_lr_cfg
+                self._schedule_source, view.plain, str(self.log_dir), self.reinit_optim_cfg, self.reinit_lr_cfg
             )
         outcome = self.strategy_adapter.from_rank_zero(outcome)
         if isinstance(outcome, ScheduleError):
             raise ScheduleError([*outcome.problems, *problems]) if problems else outcome
         if outcome is None:
             raise RuntimeError("expected global rank zero to send a schedule")
-        if problems := [*problems, *limit_problems(self, outcome.schedule, self._requested_max_depth)]:
+        problems += limit_problems(self, outcome.schedule, self._requested_max_depth)
+        problems += self.strategy_adapter.problems(view, outcome.schedule)
+        if problems:
             raise ScheduleError(problems)
         for message in outcome.notices:
             self._report(logging.INFO, message)
@@ -457,15 +480,15 @@ class FinetuningScheduler(AttachableCallback):
             self._report(logging.WARNING, message)
         return outcome.schedule
 
-    def _make_runner(self, trainer: Trainer, pl_module: LightningModule, schedule: Schedule) -> PhaseRunner:
+    def _make_runner(self, trainer: Trainer, view: ModelView, schedule: Schedule) -> PhaseRunner:
         return PhaseRunner(
-            pl_module,
+            view,
             trainer.optimizers[0],
             schedule,
             lr_schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
             max_depth=self._requested_max_depth,
             base_max_lr=self.base_max_lr,
-            no_decay=no_decay_fragments(pl_module),
+            no_decay=no_decay_fragments(trainer.lightning_module),
             enforce_phase0_params=self.enforce_phase0_params,
             apply_lambdas_new_pgs=self.apply_lambdas_new_pgs,
             frozen_bn_track_running_stats=self.frozen_bn_track_running_stats,
@@ -479,7 +502,7 @@ class FinetuningScheduler(AttachableCallback):
         for message in [*limit_warnings(trainer, runner.plan), *untested_warnings(trainer)]:
             self._report(logging.WARNING, message)
 
-    def _saved(self, trainer: Trainer, schedule: Schedule, model: LightningModule, source: Any = None) -> str:
+    def _saved(self, trainer: Trainer, schedule: Schedule, model: nn.Module, source: Any = None) -> str:
         """Save a schedule on rank zero; an unusable directory is an error on every rank."""
         path = failure = ""
         if trainer.is_global_zero:
@@ -496,8 +519,9 @@ class FinetuningScheduler(AttachableCallback):
         return path
 
     def _generate_and_exit(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        plain = self.strategy_adapter.view(pl_module).plain
         with _as_misconfiguration():
-            path = self._saved(trainer, generate(pl_module), pl_module)
+            path = self._saved(trainer, generate(plain), plain)
             self._report(logging.INFO, f"The default schedule was written to {path}.")
         trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
         raise SystemExit(0)

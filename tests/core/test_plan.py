@@ -5,6 +5,7 @@ from torch import nn
 
 from finetuning_scheduler.core.plan import GroupRules, Plan
 from finetuning_scheduler.core.schedule import Schedule
+from finetuning_scheduler.core.view import ModelView
 
 LAYERS = ("head", "middle", "first")
 
@@ -20,7 +21,7 @@ def make_plan(
     }
     return Plan.of(
         Schedule.parse(phases),
-        dict(model.named_parameters()),
+        ModelView.of(model).sizes,
         GroupRules(default_lr, no_decay),
         max_depth=max_depth,
     )

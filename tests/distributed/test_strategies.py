@@ -37,6 +37,15 @@ STRATEGIES: dict[str, tuple[int, type[Classifier], Callable[[], Any], Callable[[
     "ddp find_unused_parameters": (2, Classifier, partial(cases.ddp, find_unused_parameters=True), cases.adamw),
     "ddp static_graph": (2, Classifier, partial(cases.ddp, static_graph=True), cases.adamw),
     "ddp zero": (2, Classifier, cases.ddp, zero),
+    "fsdp": (2, Classifier, cases.fsdp, cases.adamw),
+    "fsdp, sharded checkpoints": (2, Classifier, partial(cases.fsdp, state_dict_type="sharded"), cases.adamw),
+    "fsdp one unit": (2, Classifier, partial(cases.fsdp, auto_wrap_policy=None), cases.adamw),
+    "fsdp use_orig_params=False": (
+        2,
+        Classifier,
+        partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded"),
+        cases.adamw,
+    ),
     "fsdp2 sgd": (2, cases.Sharded, cases.fsdp2, cases.sgd),
     "fsdp2 adamw": (2, cases.Sharded, cases.fsdp2, cases.adamw),
     "fsdp2 adamw, full checkpoints": (

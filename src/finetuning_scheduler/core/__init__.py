@@ -9,11 +9,13 @@ from .selectors import Resolution, resolve
 from .snapshot import Snapshot
 from .thaw import FrozenModulePolicy, set_trainable
 from .transitions import Decision, Patience, Progress, Reason, decide
+from .view import ModelView
 
 __all__ = [
     "Decision",
     "FrozenModulePolicy",
     "LRSchedulerSpec",
+    "ModelView",
     "OptimizerSpec",
     "Patience",
     "Phase",

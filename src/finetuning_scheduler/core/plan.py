@@ -6,8 +6,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from .schedule import Phase, Schedule
 
 Options = Mapping[str, Any]
@@ -85,14 +83,12 @@ class Plan:
     model_parameter_count: int
 
     @classmethod
-    def of(
-        cls, schedule: Schedule, parameters: Mapping[str, nn.Parameter], rules: GroupRules, *, max_depth: int = -1
-    ) -> Plan:
+    def of(cls, schedule: Schedule, sizes: Mapping[str, int], rules: GroupRules, *, max_depth: int = -1) -> Plan:
         """Plan a schedule whose selectors are full parameter names.
 
         Args:
             schedule: The resolved schedule.
-            parameters: The model's parameters by name.
+            sizes: The number of values in each of the model's parameters, by name.
             rules: How parameters are split into groups.
             max_depth: Deepest phase to execute; -1 for all.
         """
@@ -102,11 +98,11 @@ class Plan:
                 index=index,
                 limits=phase,
                 groups=tuple(rules.groups(phase)) if index > 0 else (),  # phase 0's are the initial optimizer's
-                parameter_count=sum(parameters[name].numel() for name in phase.params),
+                parameter_count=sum(sizes[name] for name in phase.params),
             )
             for index, phase in enumerate(schedule.phases[: last + 1])
         )
-        return cls(phases, sum(parameter.numel() for parameter in parameters.values()))
+        return cls(phases, sum(sizes.values()))
 
     @property
     def last_phase(self) -> int:

@@ -26,6 +26,7 @@ from .selectors import resolve
 from .snapshot import Snapshot
 from .thaw import FrozenModulePolicy, FrozenModulesMode, set_trainable
 from .transitions import Decision, Patience, Progress, Reason, decide
+from .view import ModelView
 
 STATE_VERSION = 1
 
@@ -62,7 +63,7 @@ class PhaseRunner:
     same object with :meth:`decide` and :meth:`advance`.
 
     Args:
-        model: The model to fine-tune.
+        model: The model to fine-tune, or a view of it that tells what wrappers have made of its parameters.
         optimizer: Its only optimizer.
         schedule: A :class:`Schedule`, a mapping or the path of a YAML file; ``None`` generates one.
         lr_schedulers: The LR schedulers that act on ``optimizer``.
@@ -88,7 +89,7 @@ class PhaseRunner:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | ModelView,
         optimizer: Optimizer,
         schedule: Schedule | Mapping[Any, Any] | str | PathLike[str] | None = None,
         *,
@@ -107,14 +108,15 @@ class PhaseRunner:
         on_thawed: Callable[[], None] | None = None,
         report: Report | None = None,
     ) -> None:
-        self.model = model
+        self.view = model if isinstance(model, ModelView) else ModelView.of(model)
+        self.model = self.view.model
+        self.parameters = self.view.trained
         self.progress = Progress()
         self.finished = False
-        self.parameters = dict(model.named_parameters())
         self._report = report or logging.getLogger("finetuning_scheduler").log
         self._on_thawed = on_thawed
         self._policy = FrozenModulePolicy(
-            model, track_running_stats=frozen_bn_track_running_stats, mode=frozen_modules_mode
+            self.model, track_running_stats=frozen_bn_track_running_stats, mode=frozen_modules_mode
         )
         self._restore_best = restore_best
         self._patience = Patience(sys.maxsize if patience is None else patience, mode, min_delta)
@@ -122,13 +124,14 @@ class PhaseRunner:
         self._epoch = self._step = 0
 
         self.schedule = self._resolved(schedule)
+        self._merged = self.view.merged_schedule(self.schedule)
         set_trainable(self.parameters.values(), trainable=False)
         set_trainable(self._named(0).values(), trainable=True)
         self._optimization = Optimization(
             optimizer, lr_schedulers, self.parameters, apply_lambdas=apply_lambdas_new_pgs
         )
         difference = self._optimization.match_phase0(
-            self.schedule.phases[0], no_decay=tuple(no_decay), enforce=enforce_phase0_params
+            self._merged.phases[0], no_decay=tuple(no_decay), enforce=enforce_phase0_params
         )
         if difference is not None:
             self._report(logging.WARNING, difference)
@@ -189,7 +192,7 @@ class PhaseRunner:
         if metric is not None:
             self.finished = self.finished or not math.isfinite(metric)
             if self._patience.update(float(metric)) and self._restore_best:
-                self._snapshot = Snapshot.take(self.model, self.optimizer, self._optimization.group_names)
+                self._snapshot = Snapshot.take(self.view, self.optimizer, self._optimization.group_names)
                 self.progress.best_phase = self.phase
             exhausted = self._patience.exhausted
         if entered_after_last_step:
@@ -206,7 +209,7 @@ class PhaseRunner:
             self.finished = True
             return None
         if self._snapshot is not None:
-            self._snapshot.restore(self.model)
+            self._snapshot.restore(self.view)
             state = self.optimizer_state_from(self._snapshot.copied_optimizer_states(), self.progress.best_phase)
             self.optimizer.load_state_dict(state)
         self._patience.waited = 0
@@ -289,7 +292,7 @@ class PhaseRunner:
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, in tensors and plain Python values."""
         self.settle()
-        self.progress.parameter_groups = self._optimization.group_names
+        self.progress.parameter_groups = [self.view.expanded(names) for names in self._optimization.group_names]
         state: dict[str, Any] = {"version": STATE_VERSION, **asdict(self.progress)}
         state["warmup"] = self._optimization.warmup.state_dict()
         if self._epoch or self._step:
@@ -314,8 +317,9 @@ class PhaseRunner:
         """
         check_state(state, self.plan.last_phase)
         self.thaw_to(state["phase"])
-        reorder_groups(self.optimizer, self.parameters, state["parameter_groups"])
-        self._optimization.group_names[:] = [list(names) for names in state["parameter_groups"]]
+        stored = [self.view.merged(names) for names in state["parameter_groups"]]
+        reorder_groups(self.optimizer, self.parameters, stored)
+        self._optimization.group_names[:] = stored
         self._optimization.warmup.load_state_dict(state.get("warmup", {}))
         self.progress = progress_of(state)
         if "loop" in state:
@@ -330,7 +334,8 @@ class PhaseRunner:
     # --- inside ------------------------------------------------------------------------------------------------------
 
     def _resolved(self, schedule: Schedule | Mapping[Any, Any] | str | PathLike[str] | None) -> Schedule:
-        resolution = resolve(generate(self.model) if schedule is None else schedule, self.model)
+        plain = self.view.plain
+        resolution = resolve(generate(plain) if schedule is None else schedule, plain)
         for message in resolution.notices:
             self._report(logging.INFO, message)
         for message in resolution.warnings:
@@ -340,7 +345,7 @@ class PhaseRunner:
         return resolution.schedule
 
     def _named(self, phase: int) -> dict[str, nn.Parameter]:
-        return {name: self.parameters[name] for name in self.schedule.phases[phase].params}
+        return {name: self.parameters[name] for name in self._merged.phases[phase].params}
 
     def _planned(self, base_max_lr: float | None, no_decay: Sequence[str], max_depth: int) -> Plan:
         layer_wise = any(phase.lr_decay is not None for phase in self.schedule.phases)
@@ -348,11 +353,11 @@ class PhaseRunner:
             default_lr=self._optimization.initial_lr if base_max_lr is None else base_max_lr,
             no_decay=no_decay,
             options=self._optimization.options,
-            block_numbers=block_numbers(generate(self.model, "blocks")) if layer_wise else {},
+            block_numbers=block_numbers(generate(self.view.plain, "blocks")) if layer_wise else {},
             held={name for names in self._optimization.group_names for name in names},
             meshes={n: p.device_mesh for n, p in self.parameters.items() if hasattr(p, "device_mesh")},
         )
-        return Plan.of(self.schedule, self.parameters, rules, max_depth=max_depth)
+        return Plan.of(self._merged, self.view.sizes, rules, max_depth=max_depth)
 
     def _check(self) -> None:
         """Refuse optimizers and schedulers that would fail later on."""
@@ -361,7 +366,7 @@ class PhaseRunner:
             self.plan.group_counts(len(self._optimization.group_names)),
             self.optimizer,
             self.parameters,
-            sparse_parameters(self.model),
+            sparse_parameters(self.view.plain),
         )
         for scheduler in self.lr_schedulers:
             if (failure := growth_failure(scheduler)) is not None:

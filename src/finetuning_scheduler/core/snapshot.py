@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from .param_groups import state_by_name
+from .view import ModelView
 
 
 @dataclass
@@ -26,12 +27,12 @@ class Snapshot:
     optimizer_states: dict[str, dict[str, Any]]
 
     @classmethod
-    def take(cls, model: nn.Module, optimizer: Optimizer, group_names: Sequence[Sequence[str]]) -> Snapshot:
+    def take(cls, view: ModelView, optimizer: Optimizer, group_names: Sequence[Sequence[str]]) -> Snapshot:
         """Copy what training can have changed since the model was frozen."""
         states = state_by_name(optimizer.state_dict(), group_names)
         return cls(
-            weights={name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad},
-            buffers={name: b.detach().clone() for name, b in model.named_buffers()},
+            weights={name: p.detach().clone() for name, p in view.trained.items() if p.requires_grad},
+            buffers={name: b.detach().clone() for name, b in view.model.named_buffers()},
             optimizer_states=_cloned(states),
         )
 
@@ -41,10 +42,10 @@ class Snapshot:
             self.weights.setdefault(name, parameter.detach().clone())
 
     @torch.no_grad()
-    def restore(self, model: nn.Module) -> None:
+    def restore(self, view: ModelView) -> None:
         """Write the copies of weights and buffers back."""
-        parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-        for saved, present in ((self.weights, parameters), (self.buffers, buffers)):
+        buffers = dict(view.model.named_buffers())
+        for saved, present in ((self.weights, view.trained), (self.buffers, buffers)):
             for name, value in saved.items():
                 present[name].copy_(value)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
-from .._lightning import Trainer, load_model_and_precision
+from .._lightning import LightningModule, Trainer, load_model_and_precision
 from ..core.param_groups import forget_state, state_by_name
 from ..core.runner import PhaseRunner
+from ..core.schedule import Schedule
+from ..core.view import ModelView
+from ..errors import Problem
 
 T = TypeVar("T")
 
@@ -37,22 +40,46 @@ class StrategyAdapter:
         return self._trainer
 
     def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer; called once a fit, when its strategy is set up and before anything is frozen."""
+        """Attach the trainer; called once a fit, before the module's ``configure_model``."""
         self._trainer = trainer
+
+    def on_model_configured(self) -> None:
+        """Called when the module has its layers, before the strategy wraps or moves it and before optimizers are made.
+
+        Raises:
+            ScheduleError: The adapter's configuration does not fit the module.
+        """
+
+    def on_set_up(self) -> None:
+        """Called when the strategy has set up the module and made the optimizers, before anything is frozen."""
+
+    def view(self, module: LightningModule) -> ModelView:
+        """Tell which tensors are trained for the parameters that the module had before the strategy set it up."""
+        return ModelView.of(module)
+
+    def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
+        """List what keeps a schedule from being executed under the strategy; asked before anything is frozen.
+
+        Args:
+            view: What :meth:`view` returned.
+            schedule: The schedule in full parameter names.
+        """
+        return ()
 
     def on_phase_thawed(self) -> None:
         """Called after each change of ``requires_grad``, the first thaw and the one of a resumed run included."""
 
-    def reload(self, path: str, runner: PhaseRunner) -> None:
-        """Load a checkpoint's optimizer state again, now that the optimizer has the checkpoint's groups.
+    def resume(self, path: str, runner: PhaseRunner) -> dict[str, Any]:
+        """Load a checkpoint whole and return it.
 
-        Called when a run is resumed under a strategy that loads checkpoints after ``on_fit_start``, when the parameter
-        groups of later phases are not there yet.
+        Called when a run is resumed under a strategy that loads checkpoints after ``on_fit_start``, in place of the
+        strategy's own method. The checkpoint's phase has been entered, so that the optimizer has its groups.
 
-        Raises:
-            NotImplementedError: The adapter does not serve such a strategy.
+        Args:
+            path: The checkpoint.
+            runner: Executes the schedule.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot resume under {type(self.trainer.strategy).__name__}")
+        return self.trainer.strategy.load_checkpoint(path)
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load a checkpoint's weights, optimizer state, precision state and datamodule state into a running fit.

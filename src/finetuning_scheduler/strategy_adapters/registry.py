@@ -10,6 +10,7 @@ from typing import Any
 from .._lightning import (
     DDPStrategy,
     DeepSpeedStrategy,
+    FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
@@ -19,9 +20,16 @@ from .._lightning import (
 from ..errors import Problem, ScheduleError
 from .base import StrategyAdapter
 from .ddp import DDPStrategyAdapter
+from .fsdp import FSDPStrategyAdapter
 from .model_parallel import ModelParallelStrategyAdapter
 
 ENTRY_POINT_GROUP = "finetuning_scheduler.strategy_adapters"
+
+_ADAPTERS: Mapping[type, type[StrategyAdapter]] = {
+    DDPStrategy: DDPStrategyAdapter,
+    FSDPStrategy: FSDPStrategyAdapter,
+    ModelParallelStrategy: ModelParallelStrategyAdapter,
+}
 
 _DEEPSPEED = (
     "DeepSpeed: parameters frozen when its engine starts and thawed later never train, and parameters frozen after it "
@@ -33,7 +41,7 @@ def untested_strategy(strategy: Strategy) -> str | None:
     """Say why a strategy has no adapter of this package, or return ``None``."""
     if isinstance(strategy, DeepSpeedStrategy):
         return _DEEPSPEED
-    tested = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+    tested = (SingleDeviceStrategy, *_ADAPTERS)
     if type(strategy).__name__ in ("XLAStrategy", "SingleDeviceXLAStrategy") or not isinstance(strategy, tested):
         return f"{type(strategy).__name__} has not been tested with schedules"
     return None
@@ -62,10 +70,8 @@ def make_adapter(
     kind: type[StrategyAdapter] = StrategyAdapter
     if name is not None:
         kind = _imported(name)
-    elif isinstance(trainer.strategy, DDPStrategy) and not isinstance(trainer.strategy, DeepSpeedStrategy):
-        kind = DDPStrategyAdapter
-    elif isinstance(trainer.strategy, ModelParallelStrategy):
-        kind = ModelParallelStrategyAdapter
+    elif untested_strategy(trainer.strategy) is None:
+        kind = next((mine for base, mine in _ADAPTERS.items() if isinstance(trainer.strategy, base)), kind)
     try:
         return kind(**(configuration or {}))
     except TypeError as error:

@@ -1,0 +1,129 @@
+"""A model as its schedule sees it, whatever wrappers and strategies have made of its modules and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from .schedule import Schedule
+
+# What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
+# dictionaries leave these out of their keys, apart from the last.
+WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+FLAT = "_flat_param"  # what fully sharded data parallel calls the tensor into which it has flattened others
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a parameter or module has without wrappers."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPED)
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """The parameters a schedule names, and the tensors that are trained for them.
+
+    Args:
+        model: The model that is trained.
+        plain: A module of the same structure without wrappers, whose parameters have the names and shapes that the
+            user knows. Only its structure is used.
+        tensors: By each of these names, the tensor in ``model`` that the optimizer holds. A tensor that several
+            parameters have been flattened into stands under the name of each.
+    """
+
+    model: nn.Module
+    plain: nn.Module
+    tensors: Mapping[str, nn.Parameter]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelView:
+        """View a model whose parameters are all there, each a tensor of its own."""
+        tensors = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+        return cls(model, unwrapped(model), tensors)
+
+    @cached_property
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        """Each tensor once, by the first of its names."""
+        return {names[0]: self.tensors[names[0]] for names in self.names_of.values()}
+
+    @cached_property
+    def names_of(self) -> Mapping[int, tuple[str, ...]]:
+        """By the identity of each tensor, the names of the parameters it holds."""
+        names: dict[int, list[str]] = {}
+        for name, tensor in self.tensors.items():
+            names.setdefault(id(tensor), []).append(name)
+        return {key: tuple(held) for key, held in names.items()}
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """The number of values that each tensor in :attr:`trained` stands for, on all devices together."""
+        sizes = {
+            name: 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
+            for name, parameter in self.plain.named_parameters()
+        }
+        return {name: sum(sizes[held] for held in self.names_of[id(tensor)]) for name, tensor in self.trained.items()}
+
+    def merged(self, names: Iterable[str]) -> list[str]:
+        """Leave out the names of parameters whose tensor has another name in :attr:`trained`."""
+        return [name for name in names if name in self.trained or name not in self.tensors]
+
+    def expanded(self, names: Iterable[str]) -> list[str]:
+        """Undo :meth:`merged`: list every parameter that the tensors hold."""
+        return [held for name in names for held in self.names_of.get(id(self.trained.get(name)), (name,))]
+
+    def merged_schedule(self, schedule: Schedule) -> Schedule:
+        """Name each tensor once in a schedule of full names."""
+        if len(self.trained) == len(self.tensors):
+            return schedule
+        phases = (phase.model_copy(update={"params": tuple(self.merged(phase.params))}) for phase in schedule.phases)
+        return Schedule(phases=tuple(phases))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model itself if nothing in it is wrapped, else a copy of its structure without the wrappers.
+
+    The copy's modules have the classes of the model's, its parameters hold no values.
+    """
+    if any(name.rpartition(".")[2] in WRAPPED for name, _ in model.named_modules()):
+        return structure_of(model, {})
+    return model
+
+
+def structure_of(model: nn.Module, replacements: Mapping[int, Mapping[str, nn.Parameter]]) -> nn.Module:
+    """Copy the structure of a model: module classes, names, shapes; no wrappers and no values.
+
+    Args:
+        model: The model.
+        replacements: By the identity of a module, what is to stand for its own parameters of these names.
+    """
+    copies: dict[int, nn.Parameter] = {}
+
+    def copy_of(parameter: nn.Parameter) -> nn.Parameter:
+        if isinstance(parameter, UninitializedParameter):
+            return parameter
+        if id(parameter) not in copies:
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            copies[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+        return copies[id(parameter)]
+
+    def module_like(module: nn.Module) -> nn.Module:
+        children = module._modules  # `named_children` leaves out a child's second name
+        inner = next((children[name] for name in WRAPPED if children.get(name) is not None), None)
+        if inner is not None:
+            return module_like(inner)
+        copy: nn.Module = object.__new__(type(module))  # FSDP2's classes construct when they are asked for an instance
+        nn.Module.__init__(copy)
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        for name, parameter in {**own, **replacements.get(id(module), {})}.items():
+            if name != FLAT:
+                copy.register_parameter(name, copy_of(parameter))
+        for name, child in children.items():
+            if child is not None:
+                copy.add_module(name, module_like(child))
+        return copy
+
+    return module_like(model)

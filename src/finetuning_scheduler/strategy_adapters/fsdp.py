@@ -1,0 +1,166 @@
+"""Fully sharded data parallel, the first version: each unit's parameters are flattened into one tensor and sharded.
+
+With ``use_orig_params=True`` the module goes on having a parameter for each of the original ones, a part of the flat
+tensor; each can be frozen and thawed. With ``use_orig_params=False`` there is the flat tensor alone, so all that is in
+it has to thaw at the same time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy
+
+from .._lightning import FSDPStrategy, LightningModule
+from ..core.runner import PhaseRunner
+from ..core.schedule import Schedule
+from ..core.view import ModelView, plain_name, structure_of
+from ..errors import Problem, ScheduleError
+from . import loading
+from .alignment import Unit
+from .base import StrategyAdapter
+from .modules import select_modules
+
+Policy = Callable[..., bool] | CustomPolicy
+
+
+class FSDPStrategyAdapter(StrategyAdapter):
+    """Serve ``FSDPStrategy``.
+
+    Args:
+        awp_overrides: Names of modules, or regular expressions that match whole names, to be units of their own beside
+            those that the strategy's ``auto_wrap_policy`` makes.
+    """
+
+    def __init__(self, awp_overrides: Sequence[str] = ()) -> None:
+        super().__init__()
+        if isinstance(awp_overrides, str):
+            raise TypeError(f"expected `awp_overrides` to be a list of names, got {awp_overrides!r}")
+        self._overrides = list(awp_overrides)
+        self._user_policy: dict[str, Any] = {}
+        self._wraps_itself = False
+
+    @property
+    def _strategy(self) -> FSDPStrategy:
+        return cast("FSDPStrategy", self.trainer.strategy)
+
+    @property
+    def _flattened(self) -> bool:
+        return not self._strategy.kwargs.get("use_orig_params")
+
+    def on_model_configured(self) -> None:
+        """Add the overrides to the policy by which the strategy is about to wrap the module."""
+        module = self.trainer.lightning_module
+        self._wraps_itself = any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
+        if not self._overrides:
+            return
+        if self._wraps_itself:
+            message = "expected `awp_overrides` with a model that FSDP wraps, got one wrapped in `configure_model`"
+            raise ScheduleError(Problem(message, fix="Drop `awp_overrides` and wrap those modules there too."))
+        selected = select_modules(module, self._overrides, "`awp_overrides`")
+        chosen = {part for modules in selected.values() for _, part in modules}
+        arguments = self._strategy.kwargs
+        self._user_policy = {key: arguments[key] for key in arguments if key == "auto_wrap_policy"}
+        arguments["auto_wrap_policy"] = with_overrides(arguments.get("auto_wrap_policy"), chosen)
+
+    def on_set_up(self) -> None:
+        """Give the strategy the user's policy back."""
+        if self._overrides:
+            self._strategy.kwargs.pop("auto_wrap_policy", None)
+            self._strategy.kwargs.update(self._user_policy)
+
+    def view(self, module: LightningModule) -> ModelView:
+        """Take names and shapes from what is known of the flat tensors."""
+        return flat_view(module, self._strategy.model or module)
+
+    def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
+        """Without original parameters, find units that would thaw in several phases, and a `no_decay` list."""
+        if not self._flattened:
+            return
+        if getattr(self.trainer.lightning_module, "no_decay", None):
+            message = "expected no `no_decay` list with FSDP's use_orig_params=False, which merges parameters, got one"
+            yield Problem(message, fix="Use FSDPStrategy(use_orig_params=True), or drop the module's `no_decay`.")
+        yield from self._misaligned(view, schedule)
+
+    def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
+        """Load with the groups that the optimizer had in the checkpoint's phase."""
+        loading.restore(self.trainer, path, runner, state_key, weights_only=weights_only)
+
+    def _misaligned(self, view: ModelView, schedule: Schedule) -> Iterator[Problem]:
+        phase_of = {name: number for number, phase in enumerate(schedule.phases) for name in phase.params}
+        units = [
+            Unit(path, view.names_of[id(flat)], phase_of, view.plain)
+            for path, flat in _units(self._strategy.model or view.model)
+        ]
+        separations = [(unit, unit.separation()) for unit in units if not unit.is_aligned]
+        overrides = [*self._overrides, *(name for _, apart in separations for name in apart or ())]
+        for unit, apart in separations:
+            message = f"expected what FSDP flattens into one tensor to thaw in one phase, got the unit {unit}"
+            yield Problem(message, fix=self._alignment_fix(overrides, fixable=apart is not None))
+
+    def _alignment_fix(self, overrides: Sequence[str], *, fixable: bool) -> str:
+        if not fixable:
+            return "Give each module's own parameters one phase, or use FSDPStrategy(use_orig_params=True)."
+        if self._wraps_itself:
+            return f"Wrap these modules too in `configure_model`: {', '.join(overrides)}."
+        return f"Use strategy_adapter_cfg={{'awp_overrides': {list(dict.fromkeys(overrides))}}}."
+
+
+def with_overrides(policy: Policy | None, chosen: Collection[nn.Module]) -> Policy:
+    """Extend a policy for automatic wrapping, of any of PyTorch's kinds, by modules that it is to wrap in any case."""
+    if policy is None:
+        return CustomPolicy(lambda module: module in chosen)
+    if isinstance(policy, CustomPolicy):
+        choose = policy._lambda_fn  # its only attribute, for which there is no accessor
+        return CustomPolicy(lambda module: choose(module) or module in chosen)
+    if isinstance(policy, ModuleWrapPolicy):
+        return CustomPolicy(lambda module: module in chosen or policy(module, recurse=False, nonwrapped_numel=0))
+
+    def extended(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+        wanted = any(part in chosen for part in module.modules()) if recurse else module in chosen
+        return wanted or policy(module=module, recurse=recurse, nonwrapped_numel=nonwrapped_numel)
+
+    return extended
+
+
+def flat_view(module: nn.Module, root: nn.Module) -> ModelView:
+    """View a module that FSDP has wrapped.
+
+    Args:
+        module: The module as the user knows it, with wrapped parts.
+        root: ``module`` or the unit that FSDP has made of it.
+    """
+    paths = {id(part): plain_name(name) for name, part in module.named_modules()}
+    units = [flat for _, flat in _units(root)]
+    flat_ids = {id(flat) for flat in units}
+    registered = dict(module.named_parameters())
+    held = {plain_name(name): parameter for name, parameter in registered.items() if id(parameter) not in flat_ids}
+    stand_ins: dict[int, dict[str, nn.Parameter]] = defaultdict(dict)
+    for flat in units:
+        alone = any(flat is parameter for parameter in registered.values())  # in place of the original parameters
+        for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
+            empty = torch.empty(shape, dtype=flat.dtype, device="meta")
+            stand_ins[id(info.module)][info.param_name] = nn.Parameter(empty, requires_grad=False)
+            if alone:
+                held[_joined(paths[id(info.module)], info.param_name)] = flat
+        for tied in flat._shared_param_infos:
+            first = stand_ins[id(tied.prim_module)][tied.prim_param_name]
+            stand_ins[id(tied.module)][tied.param_name] = first
+    plain = structure_of(module, stand_ins)
+    return ModelView(module, plain, {name: held[name] for name, _ in plain.named_parameters()})
+
+
+def _units(root: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield each unit that holds parameters: the path of the module it wraps, and the flat tensor."""
+    for name, module in root.named_modules():
+        if isinstance(module, FullyShardedDataParallel) and module._flat_param is not None:
+            yield plain_name(name), module._flat_param
+
+
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,62 @@
+"""Modules selected by name or regular expression, as an adapter's configuration names them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from ..core.patterns import compiled
+from ..core.selectors import ParameterIndex, closest_names, matching_names
+from ..core.view import plain_name
+from ..errors import Problem, ScheduleError
+
+# They have no forward pass, before which a unit's parameters could be gathered.
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def select_modules(root: nn.Module, selectors: Iterable[str], argument: str) -> dict[str, list[tuple[str, nn.Module]]]:
+    """Find the modules inside ``root`` that each selector stands for: the one of that name, or all it matches whole.
+
+    Args:
+        root: The module whose submodules are named.
+        selectors: Names or regular expressions.
+        argument: Where the selectors come from, for messages.
+
+    Returns:
+        For each selector the modules with their names, inner ones before those that hold them.
+
+    Raises:
+        ScheduleError: With every selector that is no regular expression, matches nothing, or selects a module that has
+            no forward pass.
+    """
+    # A module's wrapper has the module's name; the innermost of them, which comes last, is the module itself.
+    modules = {plain_name(name): module for name, module in root.named_modules() if name}
+    index = ParameterIndex(tuple(modules))
+    selected: dict[str, list[tuple[str, nn.Module]]] = {}
+    problems = []
+    for selector in selectors:
+        try:
+            names = [selector] if selector in modules else matching_names(compiled(selector), index)
+        except (re.error, OverflowError, RecursionError) as error:
+            message = f"expected a module's name or a regular expression in {argument}, got an invalid one: {error}"
+            problems.append(Problem(message, fix="Correct the expression.", selector=selector))
+            continue
+        chosen = [(name, modules[name]) for name in names if not isinstance(modules[name], CONTAINERS)]
+        if not chosen:
+            problems.append(_nothing(selector, names, index, argument))
+        selected[selector] = sorted(chosen, key=lambda item: -item[0].count("."))
+    if problems:
+        raise ScheduleError(problems)
+    return selected
+
+
+def _nothing(selector: str, containers: Sequence[str], index: ParameterIndex, argument: str) -> Problem:
+    """Say why a selector stands for no module."""
+    if containers:
+        message = f"expected {argument} to select modules with a forward pass, got {', '.join(containers)}"
+        return Problem(message, fix=f"Select the modules inside, such as '{containers[0]}.*'.", selector=selector)
+    near = closest_names(selector, index)
+    fix = f"Did you mean {' or '.join(near)}?" if near else "Use names of the LightningModule's named_modules()."
+    return Problem(f"expected {argument} to match a module, got no match", fix=fix, selector=selector)
