@@ -83,6 +83,7 @@ __all__ = [
     "loading_with",
     "pl",
     "rebuild_ddp",
+    "saves_distributed_checkpoints",
     "step_plateau_schedulers",
     "strategy_flags",
 ]
@@ -221,6 +222,11 @@ def strategy_flags(trainer: Trainer) -> set[str]:
     asked = trainer._accelerator_connector._strategy_flag
     names = {type(trainer.strategy).__name__, getattr(trainer.strategy, "strategy_name", "")}
     return {name for name in (*names, asked) if isinstance(name, str) and name}
+
+
+def saves_distributed_checkpoints(strategy: ModelParallelStrategy) -> bool:
+    """Whether each rank saves its shards, instead of rank zero everything in one file."""
+    return strategy._save_distributed_checkpoint
 
 
 def rebuild_ddp(trainer: Trainer) -> None:

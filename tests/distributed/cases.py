@@ -140,6 +140,27 @@ class RootSharded(Classifier):
         fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
 
 
+class WrappedByItself(Classifier):
+    """FSDP1, wrapped in `configure_model`: every layer and the whole are units."""
+
+    def __init__(self, optimizer: Callable[[Any], Optimizer] = sgd, use_orig_params: bool = True) -> None:
+        super().__init__(optimizer)
+        self.options = {"device_id": torch.device("cpu"), "use_orig_params": use_orig_params}
+
+    def configure_model(self) -> None:
+        for name, layer in self.network.named_children():
+            setattr(self.network, name, FullyShardedDataParallel(layer, **self.options))
+        self.network = FullyShardedDataParallel(self.network, **self.options)
+
+
+class HalfSharded(Classifier):
+    """FSDP2: two layers are units, the others are left to the adapter's plan."""
+
+    def configure_model(self) -> None:
+        for layer in (self.network.second, self.network.head):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+
 class TensorParallel(Classifier):
     """Two layers tensor parallel, the others plain tensors; with a data-parallel dimension, sharded over it too."""
 
@@ -159,15 +180,17 @@ class FSDPOnCPU(FSDPStrategy):
     """Lightning's FSDP strategy on CPUs: with the device named, and full checkpoints gathered without an off-load."""
 
     def _setup_model(self, model: nn.Module) -> nn.Module:
-        wrapped = FullyShardedDataParallel(
-            model,
-            cpu_offload=self.cpu_offload,
-            mixed_precision=self.mixed_precision_config,
-            sharding_strategy=self.sharding_strategy,
-            device_id=torch.device("cpu"),
-            **self.kwargs,
-        )
-        return super()._setup_model(wrapped)  # activation checkpointing; it sees that the module is wrapped
+        if not any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+            model = FullyShardedDataParallel(
+                model,
+                cpu_offload=self.cpu_offload,
+                mixed_precision=self.mixed_precision_config,
+                sharding_strategy=self.sharding_strategy,
+                device_id=torch.device("cpu"),
+                **self.kwargs,
+            )
+            self.kwargs.pop("auto_wrap_policy", None)  # what follows sees that the module is wrapped
+        return super()._setup_model(model)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if self._state_dict_type == "sharded":
@@ -202,6 +225,13 @@ def ddp(**options: Any) -> Strategy:
 def fsdp(**options: Any) -> Strategy:
     """FSDP1, every layer and the whole a unit."""
     return FSDPOnCPU(**({"auto_wrap_policy": ModuleWrapPolicy({nn.Linear, nn.LayerNorm})} | options))
+
+
+def fsdp_cpu_offload(**options: Any) -> Strategy:
+    """FSDP1 with parameters off-loaded; memory of a CPU needs neither pinning nor streams, which it does not have."""
+    torch.Tensor.pin_memory = lambda self, *_, **__: self
+    torch.cpu.Stream.synchronize = lambda self: None
+    return fsdp(cpu_offload=True, **options)
 
 
 def fsdp2(ranks: int = 2, **options: Any) -> Strategy:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cases
@@ -15,6 +17,7 @@ import pytest
 import torch
 from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier, Epoch, Recorder
 from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
 
 pytestmark = pytest.mark.distributed
 
@@ -31,35 +34,96 @@ def zero(parameters: Any) -> torch.optim.Optimizer:
     return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.01)
 
 
-STRATEGIES: dict[str, tuple[int, type[Classifier], Callable[[], Any], Callable[[Any], Any]]] = {
-    "ddp sgd": (2, Classifier, cases.ddp, cases.sgd),
-    "ddp adamw": (2, Classifier, cases.ddp, cases.adamw),
-    "ddp find_unused_parameters": (2, Classifier, partial(cases.ddp, find_unused_parameters=True), cases.adamw),
-    "ddp static_graph": (2, Classifier, partial(cases.ddp, static_graph=True), cases.adamw),
-    "ddp zero": (2, Classifier, cases.ddp, zero),
-    "fsdp": (2, Classifier, cases.fsdp, cases.adamw),
-    "fsdp, sharded checkpoints": (2, Classifier, partial(cases.fsdp, state_dict_type="sharded"), cases.adamw),
-    "fsdp one unit": (2, Classifier, partial(cases.fsdp, auto_wrap_policy=None), cases.adamw),
-    "fsdp use_orig_params=False": (
-        2,
-        Classifier,
-        partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded"),
-        cases.adamw,
+@dataclass(frozen=True)
+class Case:
+    """A way to train on several ranks.
+
+    Args:
+        strategy: Makes Lightning's strategy.
+        optimizer: Makes the optimizer; with momentum small learning rates keep rounding of another order of summation
+            small too.
+        module: The LightningModule.
+        adapter: Arguments of the strategy adapter.
+        ranks: Number of processes.
+        alone: The optimizer on one device, if it is another.
+        variant: Of a strategy that another case has already; it is run with restoring only.
+    """
+
+    strategy: Callable[[], Any]
+    optimizer: Callable[[Any], Any] = cases.adamw
+    module: Callable[[Any], Classifier] = Classifier
+    adapter: dict[str, Any] = field(default_factory=dict)
+    ranks: int = 2
+    alone: Callable[[Any], Any] | None = None
+    variant: bool = False
+
+
+LAYERS = "network.(first|norm|second|third|head)"
+FLAT = partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded")
+STRATEGIES = {
+    "ddp sgd": Case(cases.ddp, cases.sgd, variant=True),
+    "ddp adamw": Case(cases.ddp),
+    "ddp find_unused_parameters": Case(partial(cases.ddp, find_unused_parameters=True), variant=True),
+    "ddp static_graph": Case(partial(cases.ddp, static_graph=True), variant=True),
+    "ddp zero": Case(cases.ddp, zero, alone=cases.adamw),
+    "fsdp": Case(cases.fsdp),
+    "fsdp sgd, sharded checkpoints": Case(partial(cases.fsdp, state_dict_type="sharded"), cases.sgd, variant=True),
+    "fsdp one unit": Case(partial(cases.fsdp, auto_wrap_policy=None), variant=True),
+    "fsdp activation checkpointing": Case(
+        partial(cases.fsdp, activation_checkpointing_policy={nn.Linear}), variant=True
     ),
-    "fsdp2 sgd": (2, cases.Sharded, cases.fsdp2, cases.sgd),
-    "fsdp2 adamw": (2, cases.Sharded, cases.fsdp2, cases.adamw),
-    "fsdp2 adamw, full checkpoints": (
-        2,
-        cases.Sharded,
+    "fsdp cpu offload": Case(cases.fsdp_cpu_offload, variant=True),
+    "fsdp wrapped by the module": Case(cases.FSDPOnCPU, module=cases.WrappedByItself, variant=True),
+    "fsdp use_orig_params=False": Case(FLAT),
+    "fsdp use_orig_params=False, awp_overrides": Case(
+        partial(FLAT, auto_wrap_policy=None),
+        adapter={"awp_overrides": ["network.norm", "network.(first|second|third)"]},
+        variant=True,
+    ),
+    "fsdp use_orig_params=False, activation checkpointing": Case(
+        partial(FLAT, activation_checkpointing_policy={nn.Linear}), variant=True
+    ),
+    "fsdp use_orig_params=False, wrapped by the module": Case(
+        partial(cases.FSDPOnCPU, use_orig_params=False, state_dict_type="sharded"),
+        module=partial(cases.WrappedByItself, use_orig_params=False),
+        variant=True,
+    ),
+    "fsdp2 sgd": Case(cases.fsdp2, cases.sgd, cases.Sharded, variant=True),
+    "fsdp2 adamw": Case(cases.fsdp2, module=cases.Sharded),
+    "fsdp2 adamw, full checkpoints": Case(
+        partial(cases.fsdp2, save_distributed_checkpoint=False), module=cases.Sharded, variant=True
+    ),
+    "fsdp2 one unit": Case(cases.fsdp2, module=cases.RootSharded, variant=True),
+    "fsdp2 plan": Case(cases.fsdp2, adapter={"fsdp_plan": {LAYERS: None, "network": {"reshard_after_forward": False}}}),
+    "fsdp2 plan beside configure_model": Case(
+        cases.fsdp2, module=cases.HalfSharded, adapter={"fsdp_plan": {LAYERS: {}, "network": {}}}, variant=True
+    ),
+    "fsdp2 plan, composable checkpointing": Case(
         partial(cases.fsdp2, save_distributed_checkpoint=False),
-        cases.adamw,
+        adapter={"fsdp_plan": {"network.(first|second)": {"act_ckpt": "composable"}, "network": {}}},
+        variant=True,
     ),
-    "fsdp2 one unit": (2, cases.RootSharded, cases.fsdp2, cases.adamw),
-    "tensor parallel": (2, cases.TensorParallel, cases.tensor_parallel, cases.sgd),
-    "2-d mesh": (4, cases.TensorParallel, cases.mesh_2d, cases.adamw),
+    "fsdp2 plan, wrapped checkpointing": Case(
+        cases.fsdp2,
+        adapter={"fsdp_plan": {"network.(first|second)": {"act_ckpt": "wrapped"}, "network": {}}},
+        variant=True,
+    ),
+    "fsdp2 plan, wrapped_offload checkpointing": Case(
+        cases.fsdp2,
+        adapter={"fsdp_plan": {"network.(first|second)": {"act_ckpt": "wrapped_offload"}, "network": {}}},
+        variant=True,
+    ),
+    "fsdp2 plan, cpu offload": Case(
+        cases.fsdp2,
+        adapter={
+            "fsdp_plan": {LAYERS: None, "network": None},
+            "fsdp_default_kwargs": {"cpu_offload_policy": {"pin_memory": False}},
+        },
+        variant=True,
+    ),
+    "tensor parallel": Case(cases.tensor_parallel, cases.sgd, cases.TensorParallel),
+    "2-d mesh": Case(cases.mesh_2d, module=cases.TensorParallel, ranks=4),
 }
-# The learning rate is small, so that float rounding of another order of summation stays small too.
-OPTIMIZER_ON_ONE_DEVICE = {zero: cases.adamw}
 
 
 class KeepEverything(Checkpoint):
@@ -76,64 +140,75 @@ class KeepEverything(Checkpoint):
         trainer.strategy.barrier()
 
 
-def fit(
-    root: Path,
-    ranks: int,
-    module: type[Classifier],
-    strategy: Callable[[], Any] | None,
-    optimizer: Callable[[Any], Any],
-    restore_best: bool,
-    resume_from: str | None = None,
-) -> list[Epoch]:
+ALONE = Case(partial(str, "auto"))  # one device; it has to be picklable
+
+
+def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str | None = None) -> list[Epoch]:
     from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
-    scheduler = FinetuningScheduler(SCHEDULE, restore_best=restore_best)
+    scheduler = FinetuningScheduler(SCHEDULE, restore_best=restore_best, strategy_adapter_cfg=case.adapter)
     recorder = Recorder(lambda: scheduler.curr_depth)
     best = FTSCheckpoint(dirpath=root / "best", monitor="val_loss")
     trainer = cases.make_trainer(
         root,
         ranks,
-        "auto" if strategy is None else strategy(),
+        case.strategy(),
         callbacks=[scheduler, recorder, best, KeepEverything(root)],
         enable_checkpointing=True,
         max_epochs=20,
     )
-    trainer.fit(module(optimizer), ckpt_path=resume_from)
+    trainer.fit(case.module(case.optimizer), ckpt_path=resume_from)
     return recorder.epochs
 
 
-@pytest.mark.parametrize("restore_best", [True, False], ids=["restore", "keep"])
-@pytest.mark.parametrize("name", STRATEGIES)
+def resume_at(epoch: int, root: Path, ranks: int, case: Case, restore_best: bool) -> list[list[Epoch]]:
+    """Resume from the checkpoint of an epoch with the best checkpoints that there were then."""
+    shutil.rmtree(root / "best")
+    shutil.copytree(root / f"best-{epoch}", root / "best")
+    return harness.run_ranks(fit, ranks, root, ranks, case, restore_best, str(root / f"{epoch}.ckpt"))
+
+
+@cache
+def on_one_device(optimizer: Callable[[Any], Any], restore_best: bool) -> list[Epoch]:
+    with TemporaryDirectory() as root:
+        (epochs,) = harness.run_ranks(fit, 1, Path(root), 1, replace(ALONE, optimizer=optimizer), restore_best)
+    return epochs
+
+
+@pytest.mark.parametrize(
+    ("name", "restore_best"),
+    [(name, True) for name in STRATEGIES] + [(name, False) for name, case in STRATEGIES.items() if not case.variant],
+)
 def test_ranks_together_equal_one_device_and_resume_in_each_phase(
     name: str, restore_best: bool, tmp_path: Path
 ) -> None:
-    ranks, module, strategy, optimizer = STRATEGIES[name]
-    alone = OPTIMIZER_ON_ONE_DEVICE.get(optimizer, optimizer)
-    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1, Classifier, None, alone, restore_best)
+    case = STRATEGIES[name]
+    expected = on_one_device(case.alone or case.optimizer, restore_best)
     root = tmp_path / "many"
-    uninterrupted = harness.run_ranks(fit, ranks, root, ranks, module, strategy, optimizer, restore_best)
     assert {epoch.phase for epoch in expected} == {0, 1, 2}
-    for epochs in uninterrupted:
+    for epochs in harness.run_ranks(fit, case.ranks, root, case.ranks, case, restore_best):
         cases.assert_same_epochs(epochs, expected)
     for epoch in (0, 2, 4):
-        shutil.rmtree(root / "best")
-        shutil.copytree(root / f"best-{epoch}", root / "best")
-        path = str(root / f"{epoch}.ckpt")
-        resumed = harness.run_ranks(fit, ranks, root, ranks, module, strategy, optimizer, restore_best, path)
-        for epochs in resumed:
+        for epochs in resume_at(epoch, root, case.ranks, case, restore_best):
             cases.assert_same_epochs(epochs, expected[epoch + 1 :])
 
 
+ACROSS_WORLD_SIZES = {
+    "ddp": {1: ALONE, 2: STRATEGIES["ddp adamw"]},
+    "fsdp2": {ranks: Case(partial(cases.fsdp2, ranks), module=cases.Sharded) for ranks in (1, 2)},
+    "fsdp2 plan": {ranks: replace(STRATEGIES["fsdp2 plan"], strategy=partial(cases.fsdp2, ranks)) for ranks in (1, 2)},
+}
+
+
+@pytest.mark.parametrize("strategy", ACROSS_WORLD_SIZES)
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_checkpoint_of_one_rank_resumes_on_two_and_back(before: int, after: int, tmp_path: Path) -> None:
-    strategies = {1: None, 2: cases.ddp}
-    saved = harness.run_ranks(fit, before, tmp_path, before, Classifier, strategies[before], cases.adamw, True)
+def test_a_checkpoint_of_one_rank_resumes_on_two_and_back(
+    before: int, after: int, strategy: str, tmp_path: Path
+) -> None:
+    in_world = ACROSS_WORLD_SIZES[strategy]
+    saved = harness.run_ranks(fit, before, tmp_path, before, in_world[before], True)
     for epoch in (0, 2, 4):
-        path = str(tmp_path / f"{epoch}.ckpt")
-        shutil.rmtree(tmp_path / "best")
-        shutil.copytree(tmp_path / f"best-{epoch}", tmp_path / "best")
-        resumed = harness.run_ranks(fit, after, tmp_path, after, Classifier, strategies[after], cases.adamw, True, path)
-        for epochs in resumed:
+        for epochs in resume_at(epoch, tmp_path, after, in_world[after], True):
             cases.assert_same_epochs(epochs, saved[0][epoch + 1 :])
 
 

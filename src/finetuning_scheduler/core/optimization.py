@@ -17,6 +17,7 @@ from .param_groups import (
     group_names,
     join_group,
     keep_only,
+    split_by_mesh,
     state_by_name,
     with_state,
 )
@@ -90,6 +91,7 @@ class Optimization:
         if enforce:
             self._adopt(missing, phase, no_decay)
             keep_only(self.optimizer, self.lr_schedulers, [self._parameters[name] for name in phase.params])
+            split_by_mesh(self.optimizer, self.lr_schedulers, self._parameters)
         elif missing or surplus:
             differences = f"missing {missing}, also held {surplus}"
             difference = f"The optimizer does not hold exactly phase 0's parameters: {differences}."

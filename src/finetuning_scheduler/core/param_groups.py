@@ -93,12 +93,32 @@ def clone_group(
         for key, value in optimizer.param_groups[index].items()
         if key != "param_names"
     }
-    optimizer.param_groups.append({**template, **overrides, "params": []})
-    if "param_names" in optimizer.param_groups[index]:
-        optimizer.param_groups[-1]["param_names"] = []
+    optimizer.param_groups.append({**template, **overrides, "params": [], **_no_names(optimizer, index)})
     join_group(optimizer, -1, named)
     for scheduler in lr_schedulers:
         select(scheduler, [*range(count), index], count)
+
+
+def mesh_of(parameter: nn.Parameter) -> Any:
+    """Return the device mesh that a distributed tensor lives on, ``None`` for a plain one."""
+    return getattr(parameter, "device_mesh", None)
+
+
+def split_by_mesh(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], parameters: NamedParameters) -> None:
+    """Give distributed tensors of each mesh, and plain ones, groups of their own with the same hyper-parameters.
+
+    Implementations of a step that update many tensors at once cannot mix them.
+    """
+    for index, names in enumerate(group_names(optimizer, parameters)):
+        by_mesh: dict[Any, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in zip(names, optimizer.param_groups[index]["params"], strict=True):
+            by_mesh.setdefault(mesh_of(parameter), []).append((name, parameter))
+        first, *others = by_mesh.values()
+        if others:
+            optimizer.param_groups[index].update(params=[], **_no_names(optimizer, index))
+            join_group(optimizer, index, first)
+            for named in others:
+                clone_group(optimizer, lr_schedulers, index, named, {})
 
 
 def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: Collection[nn.Parameter]) -> None:
@@ -190,6 +210,11 @@ def forget_state(optimizer: Any) -> None:
     optimizer.state.clear()
     if hasattr(optimizer, "consolidate_state_dict"):
         optimizer.optim.state.clear()
+
+
+def _no_names(optimizer: Optimizer, index: int) -> dict[str, list[str]]:
+    """Return the empty list of names that a group without parameters has if its optimizer knows names."""
+    return {"param_names": []} if "param_names" in optimizer.param_groups[index] else {}
 
 
 def _packed(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, OptimizerError, Problem, ScheduleError
 from .generate import generate
 from .lr_schedulers import growth_failure
 from .optimization import Optimization
-from .param_groups import learning_rates, reorder_groups, with_state
+from .param_groups import learning_rates, mesh_of, reorder_groups, with_state
 from .plan import GroupRules, Plan, block_numbers
 from .reinit import SchedulerSettings, check_against_model, sparse_parameters
 from .schedule import Schedule
@@ -355,7 +355,7 @@ class PhaseRunner:
             options=self._optimization.options,
             block_numbers=block_numbers(generate(self.view.plain, "blocks")) if layer_wise else {},
             held={name for names in self._optimization.group_names for name in names},
-            meshes={n: p.device_mesh for n, p in self.parameters.items() if hasattr(p, "device_mesh")},
+            meshes={name: mesh_of(parameter) for name, parameter in self.parameters.items()},
         )
         return Plan.of(self._merged, self.view.sizes, rules, max_depth=max_depth)
 

@@ -34,12 +34,13 @@ class Unit:
         return len({self.phase_of.get(name) for name in self.names}) == 1
 
     def __str__(self) -> str:
-        by_phase: dict[str, list[str]] = defaultdict(list)
+        by_phase: dict[int, list[str]] = defaultdict(list)
         for name in self.names:
-            phase = self.phase_of.get(name)
-            by_phase["no phase" if phase is None else f"phase {phase}"].append(name)
-        phases = "; ".join(f"{phase}: {', '.join(names)}" for phase, names in sorted(by_phase.items(), reverse=True))
-        return f"{self.path or type(self.plain).__name__} with {phases}"
+            by_phase[self.phase_of.get(name, -1)].append(name)
+        never = by_phase.pop(-1, None)
+        phases = [f"phase {phase}: {', '.join(names)}" for phase, names in sorted(by_phase.items())]
+        phases += [f"no phase: {', '.join(never)}"] if never else []
+        return f"{self.path or type(self.plain).__name__} with {'; '.join(phases)}"
 
     def separation(self) -> list[str] | None:
         """Find modules to make units of their own, so that each unit has the parameters of one phase.
@@ -54,15 +55,19 @@ class Unit:
     def _apart(self, path: str) -> list[str]:
         """List the modules below ``path`` that cannot stay in its unit."""
         inner = self._inner.get(path, [])
-        if self._own.get(path):
-            staying = self.phase_of.get(self._own[path][0])
-        else:
-            uniform = Counter(next(iter(self._phases[part])) for part in inner if len(self._phases[part]) == 1)
-            staying = uniform.most_common(1)[0][0] if uniform else None
+        uniform = Counter(next(iter(self._phases[part])) for part in inner if len(self._phases[part]) == 1)
+        own = self._own.get(path)
+        staying = self.phase_of.get(own[0]) if own else next((phase for phase, _ in uniform.most_common(1)), None)
+        unit_is_empty = not own and not uniform
         found: list[str] = []
         for part in inner:
+            if len(self._phases[part]) > 1:
+                found += self._apart(part)
+                if unit_is_empty:  # what is left of the part makes up the unit
+                    unit_is_empty = False
+                    continue
             if self._phases[part] != {staying}:
-                found += [*(self._apart(part) if len(self._phases[part]) > 1 else ()), part]
+                found.append(part)
         return found
 
     @cached_property

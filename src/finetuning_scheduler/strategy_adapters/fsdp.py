@@ -24,6 +24,7 @@ from ..errors import Problem, ScheduleError
 from . import loading
 from .alignment import Unit
 from .base import StrategyAdapter
+from .limits import gradient_clipping, stateless_optimizers
 from .modules import select_modules
 
 Policy = Callable[..., bool] | CustomPolicy
@@ -79,13 +80,25 @@ class FSDPStrategyAdapter(StrategyAdapter):
         return flat_view(module, self._strategy.model or module)
 
     def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
-        """Without original parameters, find units that would thaw in several phases, and a `no_decay` list."""
+        """Find what FSDP or Lightning's use of it cannot do; without original parameters, units of several phases."""
+        yield from stateless_optimizers(self.trainer, schedule)
+        if gradient_clipping(self.trainer) == "norm":
+            message = "expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by norm"
+            fix = (
+                'Set gradient_clip_algorithm="value", or override `configure_gradient_clipping` to call '
+                "self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)."
+            )
+            yield Problem(message, fix=fix)
         if not self._flattened:
             return
         if getattr(self.trainer.lightning_module, "no_decay", None):
             message = "expected no `no_decay` list with FSDP's use_orig_params=False, which merges parameters, got one"
             yield Problem(message, fix="Use FSDPStrategy(use_orig_params=True), or drop the module's `no_decay`.")
         yield from self._misaligned(view, schedule)
+
+    def resume(self, path: str, runner: PhaseRunner) -> dict[str, Any]:
+        """Load with the groups of the checkpoint's phase."""
+        return loading.resume(self.trainer, path, runner)
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.optim import Optimizer
 
 from .._lightning import Trainer, install_optimizer, load_model_and_precision
-from ..core.param_groups import NamedParameters
+from ..core.param_groups import NamedParameters, group_names
 from ..core.runner import PhaseRunner
+from ..core.thaw import set_trainable
+from ..core.view import plain_name
 
+_OPTIMIZER = "optimizer_0"  # Lightning's key of the only optimizer in a distributed checkpoint
 _METADATA = "meta.pt"  # beside a distributed checkpoint's shards, Lightning keeps everything that is no tensor here
 
 
@@ -36,18 +42,66 @@ def saved_metadata(path: str, *, weights_only: bool = True) -> Mapping[str, Any]
     return content
 
 
+def resume(trainer: Trainer, path: str, runner: PhaseRunner) -> dict[str, Any]:
+    """Load weights, and the state and options of an optimizer that has the checkpoint's groups; return the rest."""
+    optimizer = runner.optimizer
+    groups = group_names(optimizer, runner.parameters)
+    checkpoint, loaded = _load(trainer, path, runner, groups, weights_only=True)
+    optimizer.state.clear()
+    optimizer.state.update(loaded.state)
+    for group, options in zip(optimizer.param_groups, loaded.param_groups, strict=True):
+        group.update({key: value for key, value in options.items() if key not in ("params", "param_names")})
+    return checkpoint
+
+
 def restore(trainer: Trainer, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
-    """Load through a stand-in that holds the groups of the checkpoint, then take over its state."""
+    """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are."""
     progress = saved_metadata(path, weights_only=weights_only)["callbacks"][state_key]
-    optimizer, view = runner.optimizer, runner.view
-    optimizer.zero_grad(set_to_none=True)
+    view = runner.view
     groups = [view.merged(names) for names in progress["parameter_groups"]]
-    with _attached(trainer, _with_groups(optimizer, view.trained, groups)) as stand_in:
-        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=weights_only)
+    checkpoint, loaded = _load(trainer, path, runner, groups, weights_only=weights_only)
     load_model_and_precision(trainer, checkpoint)
     name_of = {id(parameter): name for name, parameter in view.trained.items()}
-    states = {name_of[id(parameter)]: state for parameter, state in stand_in.state.items()}
-    optimizer.load_state_dict(runner.optimizer_state_from(states, progress["phase"]))
+    states = {name_of[id(parameter)]: state for parameter, state in loaded.state.items()}
+    runner.optimizer.load_state_dict(runner.optimizer_state_from(states, progress["phase"]))
+
+
+def _load(
+    trainer: Trainer, path: str, runner: PhaseRunner, groups: Sequence[Sequence[str]], *, weights_only: bool
+) -> tuple[dict[str, Any], Optimizer]:
+    """Let the strategy load a checkpoint; return what it returns and a stand-in that has the optimizer's state."""
+    runner.optimizer.zero_grad(set_to_none=True)
+    held = [name for names in groups for name in names]
+    stateless = set(held) - _names_with_state(path, runner.model, held, weights_only=weights_only)
+    with (
+        _attached(trainer, _with_groups(runner.optimizer, runner.parameters, groups)) as stand_in,
+        _frozen(runner.parameters[name] for name in stateless),
+    ):
+        return trainer.strategy.load_checkpoint(path, weights_only=weights_only), stand_in
+
+
+def _names_with_state(path: str, model: nn.Module, names: Sequence[str], *, weights_only: bool) -> set[str]:
+    """Tell for which parameters a checkpoint holds optimizer state: none before a parameter's first step."""
+    if Path(path).is_dir():
+        prefix = f"{_OPTIMIZER}.state."
+        keys = FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = {key.removeprefix(prefix).rpartition(".")[0] for key in keys if key.startswith(prefix)}
+    else:
+        state = saved_metadata(path, weights_only=weights_only)["optimizer_states"][0]
+        by_name = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, model)
+        saved = {plain_name(name) for name in by_name["state"]}
+    return saved.intersection(names)
+
+
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Freeze parameters for a while: state of trainable ones must be there, that of frozen ones is not looked for."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    set_trainable(trainable, trainable=False)
+    try:
+        yield
+    finally:
+        set_trainable(trainable, trainable=True)
 
 
 @contextmanager

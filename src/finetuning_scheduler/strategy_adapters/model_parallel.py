@@ -1,18 +1,121 @@
-"""FSDP2 and tensor parallel: parameters are distributed tensors, sharded in the module's ``configure_model``."""
+"""FSDP2 and tensor parallel: parameters are distributed tensors, sharded when the module's layers are made."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import ActivationWrapper
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from .._lightning import ModelParallelStrategy, saves_distributed_checkpoints
+from ..core.param_groups import mesh_of
 from ..core.runner import PhaseRunner
+from ..core.schedule import Schedule
+from ..core.view import ModelView
+from ..errors import Problem
 from . import loading
 from .base import StrategyAdapter
+from .fsdp_plan import FSDPPlan
+from .limits import gradient_clipping, stateless_optimizers
+from .replicas import check_replicas
 
 
 class ModelParallelStrategyAdapter(StrategyAdapter):
-    """Serve ``ModelParallelStrategy``.
+    """Serve ``ModelParallelStrategy``: modules sharded by a plan, beside those sharded in ``configure_model``.
 
-    Thawing needs nothing: a unit's gradients are reduced as far as they are there.
+    Args:
+        fsdp_plan: By name of a module, or regular expression that matches whole names, the arguments of
+            ``torch.distributed.fsdp.fully_shard`` for it (``None`` for none). It is carried out in order after
+            ``configure_model``, so inner modules come before those that hold them; modules that are sharded already are
+            left alone. Two more arguments can be written in a configuration file: ``act_ckpt``, activation
+            checkpointing as ``"composable"``, ``"wrapped"`` or ``"wrapped_offload"`` (which also moves what is kept to
+            the CPU), and ``cpu_offload_policy``, ``True`` or the arguments of ``CPUOffloadPolicy``.
+        fsdp_default_kwargs: Arguments of each module that gives none of that name. The mesh is the strategy's
+            ``data_parallel`` one unless given.
     """
+
+    def __init__(
+        self,
+        fsdp_plan: Mapping[str, Mapping[str, Any] | None] | None = None,
+        fsdp_default_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._plan = FSDPPlan(fsdp_plan or {}, fsdp_default_kwargs or {})
+
+    @property
+    def _strategy(self) -> ModelParallelStrategy:
+        return cast("ModelParallelStrategy", self.trainer.strategy)
+
+    def on_model_configured(self) -> None:
+        """Carry out the plan."""
+        self._plan.apply(self.trainer.lightning_module, self._strategy.device_mesh["data_parallel"])
+
+    def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
+        """Find parameters that nobody would keep equal on all ranks, and what Lightning cannot do."""
+        names = [name for phase in schedule.phases for name in phase.params]
+        yield from self._unsharded(view, names)
+        if gradient_clipping(self.trainer) and len({mesh_of(view.tensors[name]) for name in names}) > 1:
+            message = (
+                "expected gradients that can be clipped together, got those of plain tensors or of several meshes "
+                "beside distributed ones"
+            )
+            fix = "Override `configure_gradient_clipping`, or parallelise the modules that hold plain tensors too."
+            yield Problem(message, fix=fix)
+        if saves_distributed_checkpoints(self._strategy):
+            return
+        yield from stateless_optimizers(self.trainer, schedule)
+        if any(isinstance(module, ActivationWrapper) for module in view.model.modules()):
+            message = (
+                "expected distributed checkpoints of a model with wrappers for activation checkpointing, since "
+                "Lightning cannot load full ones into it, got save_distributed_checkpoint=False"
+            )
+            fix = "Use act_ckpt: composable, or ModelParallelStrategy(save_distributed_checkpoint=True)."
+            yield Problem(message, fix=fix)
+
+    def _unsharded(self, view: ModelView, names: Iterable[str]) -> Iterator[Problem]:
+        """Find parameters whose gradients nobody would average over the data-parallel ranks."""
+        mesh = self._strategy.device_mesh
+        if mesh["data_parallel"].size() == 1:
+            return
+        alone = [name for name in names if mesh_of(view.tensors[name]) in (None, mesh["tensor_parallel"])]
+        if alone:
+            message = (
+                f"expected every parameter to thaw in a module that `fully_shard` has sharded, since {mesh.size(0)} "
+                f"data-parallel ranks share out the data, got {', '.join(alone)}"
+            )
+            yield Problem(message, fix="Shard the module that holds them, in `configure_model` or by `fsdp_plan`.")
+
+    def on_phase_thawed(self) -> None:
+        """Let each unit that has something to train settle the precision in which it reduces gradients.
+
+        A unit does so before its first forward pass, by the parameters that require gradients then; if there are none,
+        gradients of parameters thawed later are reduced in the precision of the computation (PyTorch issue 186998).
+        """
+        for module in self.trainer.lightning_module.modules():
+            if isinstance(module, FSDPModule) and any(p.requires_grad for p in _own_parameters(module)):
+                module.unshard()
+                module.reshard()
+
+    def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Compare the plain tensors, of which every rank has a copy."""
+        plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        check_replicas(plain, self._strategy.root_device)
+
+    def resume(self, path: str, runner: PhaseRunner) -> dict[str, Any]:
+        """Load with the groups of the checkpoint's phase."""
+        return loading.resume(self.trainer, path, runner)
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
         loading.restore(self.trainer, path, runner, state_key, weights_only=weights_only)
+
+
+def _own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a unit without those of the units inside it."""
+    yield from unit.parameters(recurse=False)
+    for child in unit.children():
+        if not isinstance(child, FSDPModule):
+            yield from _own_parameters(child)

@@ -1,0 +1,37 @@
+"""What Lightning's strategies that shard parameters cannot do, found before training instead of in the middle of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from torch.optim import SGD
+
+from .._lightning import LightningModule, Trainer
+from ..core.reinit import import_class
+from ..core.schedule import Schedule
+from ..errors import Problem
+
+
+def stateless_optimizers(trainer: Trainer, schedule: Schedule) -> Iterator[Problem]:
+    """Find optimizers that keep no state: Lightning cannot load its own checkpoints of such an optimizer."""
+    fix = "Give it momentum, or use ModelParallelStrategy with distributed checkpoints."
+    message = "expected an optimizer that keeps state, since Lightning cannot load its checkpoint without any, got {}"
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, SGD) and not any(group.get("momentum") for group in optimizer.param_groups):
+            yield Problem(message.format("SGD without momentum"), fix=fix)
+    for number, phase in enumerate(schedule.phases):
+        if phase.new_optimizer is None:
+            continue
+        new = phase.new_optimizer.optimizer_init
+        if issubclass(import_class(new.class_path), SGD) and not new.init_args.get("momentum"):
+            yield Problem(message.format("SGD without momentum"), fix=fix, phase=number)
+
+
+def gradient_clipping(trainer: Trainer) -> Literal["norm", "value"] | None:
+    """Tell how Lightning is going to clip gradients; ``None`` if not, or if the module does it by itself."""
+    if not trainer.gradient_clip_val:
+        return None
+    if type(trainer.lightning_module).configure_gradient_clipping is not LightningModule.configure_gradient_clipping:
+        return None
+    return "value" if trainer.gradient_clip_algorithm == "value" else "norm"
