@@ -32,7 +32,7 @@ PRELOAD = [
     "torch.distributed.optim",
     "torch.distributed.tensor.parallel",
     "lightning.pytorch",
-    "finetuning_scheduler",
+    "finetuning_scheduler.fts",
 ]
 GRACE = 1.0  # seconds that the other ranks get after one has failed
 LOG_LINES = 30
