@@ -6,6 +6,7 @@ equals a run on one device that is given whole batches.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -261,6 +262,40 @@ def make_trainer(root: Path, ranks: int, strategy: Strategy | str = "auto", **op
         "max_epochs": 6,
     }
     return pl.Trainer(**(defaults | options))
+
+
+# --- mixed precision by hand -----------------------------------------------------------------------------------------
+
+
+def mixed_precision_by_hand(schedule: dict[int, dict[str, Any]], ranks: int = 2) -> list[dict[str, Tensor]]:
+    """Train as ranks do that compute in bfloat16 and average gradients in float32; weights at the end of each epoch.
+
+    Each phase of the schedule ends at its `max_transition_epoch`; phase 0 has the optimizer's own learning rate.
+    """
+    network = build_network()
+    parameters = {f"network.{name}": parameter for name, parameter in network.named_parameters()}
+    optimizer: Any = None
+    history: list[dict[str, Tensor]] = []
+    for phase in schedule.values():
+        fresh = [parameters[name] for name in phase["params"]]
+        if optimizer is None:
+            optimizer = sgd(fresh)
+        else:
+            optimizer.add_param_group({"params": fresh, "lr": phase["lr"]})
+        while len(history) < phase["max_transition_epoch"]:
+            for batches in zip(*(Batches(1, rank, ranks) for rank in range(ranks)), strict=True):
+                gradients = [bfloat16_gradients(network, batch) for batch in batches]
+                for name, parameter in network.named_parameters():
+                    parameter.grad = torch.stack([gradient[name].float() for gradient in gradients]).mean(0)
+                optimizer.step()
+            history.append({name: parameter.detach().clone() for name, parameter in parameters.items()})
+    return history
+
+
+def bfloat16_gradients(network: Network, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    low = copy.deepcopy(network).bfloat16()
+    nn.functional.cross_entropy(low(batch[0].bfloat16()), batch[1]).backward()
+    return {name: parameter.grad for name, parameter in low.named_parameters()}
 
 
 # --- observation -----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -61,7 +62,8 @@ def run_ranks(
     that its processes are running already.
 
     Args:
-        function: A module's function; it and its arguments are pickled, and so is what it returns.
+        function: A module's function, or a `partial` of one; it and its arguments are pickled, and so is what it
+            returns.
         world_size: Number of processes.
         *args: Arguments of the function, the same on every rank.
         timeout: Seconds after which ranks that have not returned are killed.
@@ -127,11 +129,12 @@ def _jobs(
         "OMP_NUM_THREADS": "1",
         **environment,
     }
-    file = getattr(sys.modules[function.__module__], "__file__", None)  # functions of the interpreter have none
+    module = _without_arguments(function).__module__
+    file = getattr(sys.modules[module], "__file__", None)  # functions of the interpreter have none
     return [
         _Job(
             payload=pickle.dumps((function, args)),
-            module=function.__module__,
+            module=module,
             file=file,
             path=list(sys.path),
             directory=str(Path.cwd()),
@@ -141,6 +144,12 @@ def _jobs(
         )
         for number in range(world_size)
     ]
+
+
+def _without_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 def _free_port() -> int:
@@ -208,7 +217,7 @@ def _end(ranks: list[_Rank]) -> None:
 
 def _report(function: Callable[..., Any], ranks: list[_Rank], timeout: float) -> str:
     """Say how each rank ended that did not return; after a failure the others may have waited for the failed one."""
-    lines = [f"{function.__name__} on {len(ranks)} ranks:"]
+    lines = [f"{_without_arguments(function).__name__} on {len(ranks)} ranks:"]
     for number, rank in enumerate(ranks):
         if rank.done and rank.failure is None:
             lines.append(f"--- rank {number} returned")

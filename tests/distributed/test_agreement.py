@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +47,56 @@ class LastBits(Classifier):
         self.log("val_loss", value + 1e-12 * harness.rank() * (-1) ** self.trainer.current_epoch, sync_dist=False)
 
 
-def fit(root: Path, module: type[Classifier]) -> tuple[list[int], list[str], dict[str, torch.Tensor]]:
+class NotFiniteOnOne(Classifier):
+    """From the fourth epoch on, rank 1's monitored value is not a number."""
+
+    def validation_step(self, batch: Any) -> None:
+        broken = harness.rank() == 1 and self.trainer.current_epoch >= 3
+        value = torch.nan if broken else -float(self.trainer.current_epoch)
+        self.log("val_loss", torch.tensor(value), sync_dist=False)
+
+
+STRATEGIES: dict[str, Callable[[], Any]] = {"ddp": cases.ddp, "fsdp": cases.fsdp, "fsdp2": cases.fsdp2}
+PLAN = {"fsdp_plan": {"network.(first|norm|second|third|head)": None, "network": None}}
+
+
+def fit(root: Path, module: type[Classifier], strategy: str) -> tuple[list[int], list[str], dict[str, torch.Tensor]]:
     from finetuning_scheduler import FinetuningScheduler, FTSEarlyStopping
 
     heard = Heard()
     logging.getLogger("finetuning_scheduler").addHandler(heard)
-    scheduler = FinetuningScheduler(PHASES)
+    scheduler = FinetuningScheduler(PHASES, strategy_adapter_cfg=PLAN if strategy == "fsdp2" else None)
     recorder = cases.Recorder(lambda: scheduler.curr_depth)
     trainer = cases.make_trainer(
         root,
         2,
-        cases.ddp(),
+        STRATEGIES[strategy](),
         callbacks=[scheduler, FTSEarlyStopping("val_loss", patience=2), recorder],
         enable_checkpointing=True,
         max_epochs=12,
     )
-    model = module(cases.adamw)
-    trainer.fit(model)
-    return [epoch.phase for epoch in recorder.epochs], heard.lines, cases.local_weights(model)
+    trainer.fit(module(cases.adamw))
+    return [epoch.phase for epoch in recorder.epochs], heard.lines, recorder.epochs[-1].weights
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("module", [Unsynchronised, LastBits])
-def test_ranks_move_together_when_the_metric_is_not_synchronised(module: type[Classifier], tmp_path: Path) -> None:
-    (phases, lines, weights), (others, silence, other_weights) = harness.run_ranks(fit, 2, tmp_path, module)
+def test_ranks_move_together_when_the_metric_is_not_synchronised(
+    module: type[Classifier], strategy: str, tmp_path: Path
+) -> None:
+    (phases, lines, weights), (others, silence, other_weights) = harness.run_ranks(fit, 2, tmp_path, module, strategy)
     assert phases == others
     assert phases[-1] == 2
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
     assert len([line for line in lines if "sync_dist=True" in line]) == 1
     assert silence == []  # only rank zero speaks
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ranks_stop_together_when_one_of_them_has_a_reason(strategy: str, tmp_path: Path) -> None:
+    (phases, _, weights), (others, _, other_weights) = harness.run_ranks(fit, 2, tmp_path, NotFiniteOnOne, strategy)
+    assert phases == others == [0, 0, 0, 0]
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
 
 
 def fit_from_file(root: Path) -> tuple[int, list[str]]:

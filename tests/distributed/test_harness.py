@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -109,6 +110,12 @@ def test_a_failing_ranks_traceback_and_log_are_in_the_message() -> None:
     assert "--- rank 1: raised" in message
     assert 'raise ValueError(f"value is {value}")\nValueError: value is 7' in message
     assert "log of rank 1: rank 1 was here" in message
+
+
+def test_arguments_can_be_bound_beforehand() -> None:
+    assert run_ranks(functools.partial(describe, prefix="p"), 1) == [("p0", 0, 1, 1)]
+    with pytest.raises(AssertionError, match="print_then_fail_on_the_last on 2 ranks:"):
+        run_ranks(functools.partial(print_then_fail_on_the_last, value=7), 2)
 
 
 def test_the_others_are_killed_soon_after_one_has_failed() -> None:

@@ -11,6 +11,8 @@ from torch import nn
 
 from .modules import CONTAINERS
 
+_EMPTY = -1  # the phase of a unit in which nothing has to stay
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -50,25 +52,35 @@ class Unit:
         """
         if any(len({self.phase_of.get(name) for name in names}) > 1 for names in self._own.values()):
             return None
-        return self._apart(self.path)
+        return self._apart(self.path)[0]
 
-    def _apart(self, path: str) -> list[str]:
-        """List the modules below ``path`` that cannot stay in its unit."""
+    def _apart(self, path: str, around: int | None = _EMPTY) -> tuple[list[str], int | None]:
+        """Find the modules below ``path`` that cannot stay in its unit.
+
+        Args:
+            path: A module.
+            around: The phase of what holds the module, if it need not be a unit of its own.
+
+        Returns:
+            The modules, and the phase of what stays.
+        """
         inner = self._inner.get(path, [])
         uniform = Counter(next(iter(self._phases[part])) for part in inner if len(self._phases[part]) == 1)
-        own = self._own.get(path)
-        staying = self.phase_of.get(own[0]) if own else next((phase for phase, _ in uniform.most_common(1)), None)
-        unit_is_empty = not own and not uniform
+        staying = around
+        if own := self._own.get(path):
+            staying = self.phase_of.get(own[0])
+        elif uniform and around not in uniform:
+            staying = uniform.most_common(1)[0][0]
         found: list[str] = []
         for part in inner:
-            if len(self._phases[part]) > 1:
-                found += self._apart(part)
-                if unit_is_empty:  # what is left of the part makes up the unit
-                    unit_is_empty = False
-                    continue
-            if self._phases[part] != {staying}:
+            phases = self._phases[part]
+            below, left = self._apart(part, staying) if len(phases) > 1 else ([], next(iter(phases)))
+            found += below
+            if staying == _EMPTY:
+                staying = left
+            elif left != staying:
                 found.append(part)
-        return found
+        return found, staying
 
     @cached_property
     def _own(self) -> Mapping[str, list[str]]:

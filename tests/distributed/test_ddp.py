@@ -1,0 +1,195 @@
+"""DDP: what the reducer sends, hooks and settings, replicas, processes that Lightning starts."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cases
+import harness
+import pytest
+import torch
+from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+SCHEDULE: dict[int, dict[str, Any]] = {
+    0: {"params": [*HEAD], "max_transition_epoch": 2},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.05, "max_transition_step": 14},
+    2: {"params": [*NORM, *FIRST], "lr": 0.02, "max_transition_epoch": 6},
+}
+HEAD_SIZE, UPPER_SIZE, LOWER_SIZE = 68, 272 + 272, 32 + 144
+
+
+def test_gradients_of_frozen_parameters_are_not_sent(tmp_path: Path) -> None:
+    for numbers in harness.run_ranks(count_reduced_elements, 2, tmp_path):
+        upper = HEAD_SIZE + UPPER_SIZE
+        assert numbers == [HEAD_SIZE] * 2 + [upper] + [upper + LOWER_SIZE] * 3
+
+
+def count_reduced_elements(root: Path) -> list[int]:
+    """Count the elements that the reducer knows at the end of each epoch."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    counts: list[int] = []
+
+    class Count(cases.pl.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            sizes = trainer.strategy.model._get_ddp_logging_data()["bucket_sizes"]  # bytes of float32, by bucket
+            counts.append(sum(int(size) for size in sizes.split(",")) // 4)
+
+    callbacks = [FinetuningScheduler(SCHEDULE, restore_best=False), Count()]
+    cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20).fit(Classifier(cases.adamw))
+    return counts
+
+
+class WriteWeights(cases.pl.Callback):
+    """The launched processes' own memory is gone when they return; each leaves its weights behind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(cases.local_weights(pl_module), self.root / f"rank-{trainer.global_rank}.pt")
+
+
+def launch(root: Path, devices: int, strategy: str) -> None:
+    """Let Lightning start the processes itself."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    root.mkdir()
+    callbacks = [FinetuningScheduler(SCHEDULE), WriteWeights(root)]
+    cases.make_trainer(root, devices, strategy, callbacks=callbacks, max_epochs=20, enable_checkpointing=True).fit(
+        Classifier(cases.sgd)
+    )
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook", "ddp_fork_find_unused_parameters_true", "ddp_spawn"])
+def test_processes_that_lightning_forks_equal_one_device(strategy: str, tmp_path: Path) -> None:
+    harness.run_ranks(launch, 1, tmp_path / "one", 1, "auto")
+    harness.run_ranks(launch, 1, tmp_path / "two", 2, strategy)
+    expected = torch.load(tmp_path / "one" / "rank-0.pt", weights_only=True)
+    for rank in range(2):
+        weights = torch.load(tmp_path / "two" / f"rank-{rank}.pt", weights_only=True)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
+
+
+def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watch(cases.pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            seen.append(cases.local_weights(pl_module))
+
+    trainer = cases.make_trainer(
+        root, 2, cases.ddp(), callbacks=[FinetuningScheduler(SCHEDULE, restore_best=False), Watch()], max_epochs=20
+    )
+    trainer.fit(Classifier(cases.adamw))
+    return seen
+
+
+def test_replicas_are_bitwise_identical_after_every_step(tmp_path: Path) -> None:
+    first, second = harness.run_ranks(fit_ddp_replicas, 2, tmp_path)
+    assert len(first) == len(second) > 20
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def counting_hook(sent: Counter[int], bucket: Any) -> Any:
+    """Average as DDP does, and note how many elements went out."""
+    sent[int(bucket.buffer().numel())] += 1
+    return allreduce_hook(None, bucket)
+
+
+class Hooked(Classifier):
+    """Registers a communication hook; Lightning registers the strategy's own on GPUs only."""
+
+    def __init__(self, sent: Counter[int]) -> None:
+        super().__init__(cases.adamw)
+        self.sent = sent
+
+    def on_fit_start(self) -> None:
+        self.trainer.strategy.model.register_comm_hook(self.sent, counting_hook)
+
+
+def fit_with_a_hook(root: Path) -> tuple[Counter[int], dict[str, bool]]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    sent: Counter[int] = Counter()
+    strategy = cases.ddp(gradient_as_bucket_view=True)
+    settings: dict[str, bool] = {}
+
+    class Look(cases.pl.Callback):
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            settings["gradient_as_bucket_view"] = trainer.strategy.model.gradient_as_bucket_view
+
+    callbacks = [FinetuningScheduler(SCHEDULE, restore_best=False), Look()]
+    cases.make_trainer(root, 2, strategy, callbacks=callbacks, max_epochs=20).fit(Hooked(sent))
+    settings["wraps with init_sync"] = "init_sync" in strategy._ddp_kwargs
+    return sent, settings
+
+
+def test_hooks_and_settings_survive_every_thaw(tmp_path: Path) -> None:
+    for sent, settings in harness.run_ranks(fit_with_a_hook, 2, tmp_path):
+        upper = HEAD_SIZE + UPPER_SIZE
+        assert sent == {HEAD_SIZE: 8, upper: 6, upper + LOWER_SIZE: 10}  # elements sent in a step: steps
+        assert settings == {"gradient_as_bucket_view": True, "wraps with init_sync": False}
+
+
+class Disturb(cases.pl.Callback):
+    """Changes one rank's replica before the second phase's first step. List it before the scheduler."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.current_epoch == 2 and harness.rank() == 1:
+            with torch.no_grad():
+                pl_module.network.third.weight[0, 0] += 1e-3
+
+
+def fit_disturbed(root: Path) -> tuple[str, int]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    callbacks = [Disturb(), FinetuningScheduler(SCHEDULE, restore_best=False)]
+    trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20)
+    with pytest.raises(RuntimeError) as error:
+        trainer.fit(Classifier(cases.adamw))
+    return str(error.value), trainer.global_step
+
+
+def test_replicas_that_drift_apart_end_the_run_after_the_first_step_of_a_phase(tmp_path: Path) -> None:
+    for message, step in harness.run_ranks(fit_disturbed, 2, tmp_path):
+        assert message.startswith(
+            "The ranks' copies of the model differ after the first step of a phase (ranks [1] from rank 0). Expected"
+        )
+        assert step == 9  # two epochs of four steps, and one
+
+
+def overlapping(parameters: Any) -> torch.optim.Optimizer:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    return ZeroRedundancyOptimizer(
+        parameters, optimizer_class=torch.optim.SGD, lr=0.1, momentum=0.9, overlap_with_ddp=True
+    )
+
+
+def refused(root: Path, optimizer: Any) -> str:
+    from finetuning_scheduler import FinetuningScheduler
+
+    trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=[FinetuningScheduler(SCHEDULE, restore_best=False)])
+    with pytest.raises(MisconfigurationException) as error:
+        trainer.fit(Classifier(optimizer))
+    return str(error.value)
+
+
+def test_a_zero_redundancy_optimizer_that_overlaps_is_refused(tmp_path: Path) -> None:
+    for message in harness.run_ranks(partial(refused, optimizer=overlapping), 2, tmp_path):
+        assert message == (
+            "expected the optimizer to step by itself, got overlap_with_ddp=True. "
+            "Fix: Make the optimizer without `overlap_with_ddp`."
+        )

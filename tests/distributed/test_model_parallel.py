@@ -1,0 +1,361 @@
+"""FSDP2 and tensor parallel: plans, plain tensors among distributed ones, precision, what is told before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cases
+import harness
+import pytest
+import torch
+from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier, Epoch, Recorder
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+SCHEDULE: dict[int, dict[str, Any]] = {
+    0: {"params": [*HEAD], "max_transition_epoch": 1},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_epoch": 2},
+    2: {"params": [*NORM, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
+}
+LAYERS = "network.(first|norm|second|third|head)"
+BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+
+
+def foreach_adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01, foreach=True)
+
+
+def fit(
+    root: Path,
+    ranks: int,
+    strategy: Callable[[], Any] | str = "auto",
+    module: Callable[[Any], Classifier] = Classifier,
+    optimizer: Callable[[Any], Any] = cases.adamw,
+    schedule: dict[int, dict[str, Any]] = SCHEDULE,
+    adapter: dict[str, Any] | None = None,
+    resume_from: str | None = None,
+    extra: Callable[[Path], Any] | None = None,
+    **options: Any,
+) -> list[Epoch]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    scheduler = FinetuningScheduler(schedule, restore_best=False, strategy_adapter_cfg=adapter)
+    recorder = Recorder(lambda: scheduler.curr_depth)
+    strategy = strategy if isinstance(strategy, str) else strategy()
+    callbacks = [scheduler, recorder, *([extra(root)] if extra is not None else [])]
+    trainer = cases.make_trainer(root, ranks, strategy, callbacks=callbacks, **options)
+    trainer.fit(module(optimizer), ckpt_path=resume_from)
+    return recorder.epochs
+
+
+def refused(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(MisconfigurationException) as error:
+        fit(*arguments, **options)
+    return str(error.value)
+
+
+def message_of(root: Path, strategy: Callable[[], Any] = cases.fsdp2, ranks: int = 2, **options: Any) -> str:
+    messages = harness.run_ranks(partial(refused, **options), ranks, root, ranks, strategy)
+    assert set(messages) == {messages[0]}
+    return messages[0]
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+class LowPrecision(Classifier):
+    """FSDP2 in bfloat16, gradients reduced in float32; every layer and the whole are units."""
+
+    def configure_model(self) -> None:
+        for part in (*self.network.children(), self.network):
+            fully_shard(part, mesh=self.device_mesh["data_parallel"], mp_policy=BFLOAT16)
+
+
+class LowPrecisionInOne(Classifier):
+    def configure_model(self) -> None:
+        fully_shard(self.network, mesh=self.device_mesh["data_parallel"], mp_policy=BFLOAT16)
+
+
+PLAN_IN_BFLOAT16 = {"fsdp_plan": {LAYERS: None, "network": None}, "fsdp_default_kwargs": {"mp_policy": BFLOAT16}}
+
+
+@pytest.mark.parametrize(
+    ("module", "adapter"),
+    [(LowPrecision, None), (LowPrecisionInOne, None), (Classifier, PLAN_IN_BFLOAT16)],
+    ids=["layers", "one unit", "plan"],
+)
+def test_layers_frozen_at_the_first_forward_pass_reduce_gradients_in_full_precision(
+    module: type[Classifier], adapter: Any, tmp_path: Path
+) -> None:
+    """Compare with one device that computes gradients in bfloat16, rank by rank, and averages them in float32."""
+    expected = cases.mixed_precision_by_hand(SCHEDULE)
+    run = partial(fit, module=module, adapter=adapter, optimizer=cases.sgd)
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, cases.fsdp2):
+        assert [epoch.phase for epoch in epochs] == [0, 1, 2]
+        for epoch, weights in zip(epochs, expected, strict=True):
+            torch.testing.assert_close(epoch.weights, weights, rtol=0, atol=1e-5)
+
+
+# --- plain and distributed tensors -----------------------------------------------------------------------------------
+
+MIXED_FROM_THE_START = {
+    0: {"params": [*HEAD, *THIRD], "max_transition_epoch": 1},
+    1: {"params": [*NORM, *SECOND, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
+}
+MIXED_LATER = {
+    0: {"params": [*HEAD], "max_transition_epoch": 1},
+    1: {"params": [*THIRD, *NORM, *SECOND, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "groups"), [(MIXED_FROM_THE_START, [2, 4, 4]), (MIXED_LATER, [1, 3, 3])], ids=["phase 0", "phase 1"]
+)
+def test_plain_and_distributed_tensors_get_groups_of_their_own(
+    schedule: dict[int, dict[str, Any]], groups: list[int], tmp_path: Path
+) -> None:
+    run = partial(fit, schedule=schedule, optimizer=foreach_adamw)
+    (expected,) = harness.run_ranks(run, 1, tmp_path / "one", 1)
+    run = partial(run, module=cases.TensorParallel)
+    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.tensor_parallel):
+        assert [len(epoch.groups) for epoch in epochs] == groups
+        for one, other in zip(epochs, expected, strict=True):
+            torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-5)
+
+
+class ClipsByItself(cases.TensorParallel):
+    """As the documentation shows it: plain and distributed gradients, by the norm of all."""
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, *_: Any, **__: Any) -> None:
+        for group in optimizer.param_groups:
+            nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_that_pytorch_cannot_do_is_refused(algorithm: str, tmp_path: Path) -> None:
+    options = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": algorithm}
+    message = message_of(tmp_path, cases.tensor_parallel, module=cases.TensorParallel, **options)
+    assert message == (
+        "expected gradients that can be clipped together, got those of plain tensors or of several meshes beside "
+        "distributed ones. Fix: Override `configure_gradient_clipping`, or parallelise the modules that hold plain "
+        "tensors too."
+    )
+
+
+def test_gradients_can_be_clipped_group_by_group(tmp_path: Path) -> None:
+    options = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}
+    (expected,) = harness.run_ranks(partial(fit, **options), 1, tmp_path / "one", 1)
+    run = partial(fit, module=ClipsByItself, **options)
+    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.tensor_parallel):
+        for one, other in zip(epochs, expected, strict=True):
+            torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-5)
+
+
+def test_gradients_that_are_all_distributed_can_be_clipped(tmp_path: Path) -> None:
+    (expected,) = harness.run_ranks(partial(fit, gradient_clip_val=0.05), 1, tmp_path / "one", 1)
+    run = partial(fit, module=cases.Sharded, gradient_clip_val=0.05)
+    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.fsdp2):
+        cases.assert_same_epochs(epochs, expected)
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+class SaveBeforeTheFirstStep(cases.pl.Callback):
+    """Saves when a phase's parameters are thawed and have no optimizer state yet. List it after the scheduler."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0 and not (self.root / f"{trainer.current_epoch}.ckpt").exists():
+            trainer.strategy.barrier()
+            trainer.save_checkpoint(self.root / f"{trainer.current_epoch}.ckpt")
+
+
+FRESH: dict[str, dict[str, Any]] = {
+    "ddp": {"strategy": cases.ddp},
+    "fsdp": {"strategy": cases.fsdp},
+    "fsdp, sharded checkpoints": {"strategy": partial(cases.fsdp, state_dict_type="sharded")},
+    "fsdp2": {"strategy": cases.fsdp2, "module": cases.Sharded},
+    "fsdp2, full checkpoints": {
+        "strategy": partial(cases.fsdp2, save_distributed_checkpoint=False),
+        "module": cases.Sharded,
+    },
+    "fsdp2, plain SGD": {
+        "strategy": cases.fsdp2,
+        "module": cases.Sharded,
+        "optimizer": partial(torch.optim.SGD, lr=0.01),
+    },
+    "tensor parallel": {"strategy": cases.tensor_parallel, "module": cases.TensorParallel},
+}
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_a_checkpoint_between_a_thaw_and_its_first_step_resumes(name: str, tmp_path: Path) -> None:
+    run = partial(fit, tmp_path, 2, **FRESH[name], extra=SaveBeforeTheFirstStep)
+    (whole, _) = harness.run_ranks(run, 2)
+    for epoch in (1, 2):
+        path = str(tmp_path / f"{epoch}.ckpt")
+        for epochs in harness.run_ranks(partial(run, resume_from=path), 2):
+            cases.assert_same_epochs(epochs, whole[epoch:], tolerance=0)
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def units(root: Path, module: type[Classifier], adapter: dict[str, Any]) -> dict[str, bool]:
+    """Tell for each sharded module whether it is wrapped for activation checkpointing."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    seen: dict[str, bool] = {}
+
+    class Look(cases.pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            for name, part in pl_module.named_modules():
+                if isinstance(part, FSDPModule):
+                    seen[cases.plain_name(name)] = isinstance(part, CheckpointWrapper)
+
+    scheduler = FinetuningScheduler(SCHEDULE, restore_best=False, strategy_adapter_cfg=adapter)
+    trainer = cases.make_trainer(root, 2, cases.fsdp2(), callbacks=[scheduler, Look()], max_epochs=1)
+    trainer.fit(module(cases.adamw))
+    assert "configure_model" not in vars(trainer.lightning_module)
+    return seen
+
+
+def test_a_plan_shards_what_is_not_sharded_yet_and_the_first_entry_of_a_module_counts(tmp_path: Path) -> None:
+    adapter = {
+        "fsdp_plan": {
+            "network.norm": {"act_ckpt": None},
+            LAYERS: {"reshard_after_forward": True},
+            "network": None,
+        },
+        "fsdp_default_kwargs": {"act_ckpt": "wrapped"},
+    }
+    for seen in harness.run_ranks(units, 2, tmp_path, cases.HalfSharded, adapter):
+        assert seen == {
+            "network": True,
+            "network.first": True,
+            "network.norm": False,  # by its own entry
+            "network.second": False,  # sharded by the module
+            "network.third": True,
+            "network.head": False,
+        }
+
+
+def test_everything_that_is_wrong_with_a_plan_comes_in_one_report(tmp_path: Path) -> None:
+    plan = {
+        "network.first": {"reshard_after_forwards": True, "act_ckpt": "yes"},
+        "network.(second|third)": {"cpu_offload_policy": {"pin": True}, "offload_policy": CPUOffloadPolicy()},
+        "network.frist": None,
+    }
+    assert message_of(tmp_path, adapter={"fsdp_plan": plan}).splitlines() == [
+        "5 problems found:",
+        "1. expected `fsdp_plan` for 'network.first' to hold arguments of `fully_shard`, got 'reshard_after_forwards'. "
+        "Fix: Did you mean reshard_after_forward?",
+        "2. expected `act_ckpt` of `fsdp_plan` for 'network.first' to be one of composable, wrapped, wrapped_offload, "
+        "got 'yes'. Fix: Leave it out for no activation checkpointing.",
+        "3. expected one of `offload_policy` and `cpu_offload_policy` in `fsdp_plan` for 'network.(second|third)', "
+        "got both. Fix: Keep one of them.",
+        "4. expected `cpu_offload_policy` of `fsdp_plan` for 'network.(second|third)' to be True or arguments of "
+        "CPUOffloadPolicy (CPUOffloadPolicy.__init__() got an unexpected keyword argument 'pin'). "
+        "Fix: Write, for example, {pin_memory: false}.",
+        "5. selector 'network.frist': expected `fsdp_plan` to match a module, got no match. "
+        "Fix: Did you mean network.first or network.norm or network?",
+    ]
+
+
+class Listed(Classifier):
+    def __init__(self, optimizer: Callable[[Any], Any]) -> None:
+        super().__init__(optimizer)
+        self.unused = nn.ModuleList([nn.Linear(2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "problem"),
+    [
+        (
+            {"fsdp_plan": {"network": None, "network.head": None}},
+            "selector 'network.head': expected `fsdp_plan` to shard inner modules first, got network.head after "
+            "network. Fix: Put 'network.head' before 'network'.",
+        ),
+        (
+            {"fsdp_plan": {"network.(first|norm)": None}},
+            "expected every parameter to thaw in a module that `fully_shard` has sharded, since 2 data-parallel ranks "
+            "share out the data, got network.head.bias, network.head.weight, network.third.bias, network.third.weight, "
+            "network.second.bias, network.second.weight. Fix: Shard the module that holds them, in `configure_model` "
+            "or by `fsdp_plan`.",
+        ),
+        (
+            {"fsdp_plan": {"unused": None}},
+            "selector 'unused': expected `fsdp_plan` to select modules with a forward pass, got unused. "
+            "Fix: Select the modules inside, such as 'unused.*'.",
+        ),
+        (
+            {"fsdp_default_kwargs": {"mesh_": None}},
+            "expected `fsdp_default_kwargs` to hold arguments of `fully_shard`, got 'mesh_'. Fix: Did you mean mesh?",
+        ),
+        (
+            {"fsdp_plan": ["network"]},
+            "ModelParallelStrategyAdapter does not take `strategy_adapter_cfg` {'fsdp_plan': ['network']}: expected "
+            "`fsdp_plan` to be a mapping, got ['network']. Fix: Correct `strategy_adapter_cfg`.",
+        ),
+    ],
+    ids=["order", "incomplete", "container", "defaults", "list"],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused(adapter: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    assert message_of(tmp_path, module=Listed, adapter=adapter) == problem
+
+
+def test_a_head_left_unsharded_beside_other_ranks_is_refused(tmp_path: Path) -> None:
+    assert "got network.head.bias, network.head.weight." in message_of(
+        tmp_path, cases.mesh_2d, 4, module=HeadUnsharded, schedule={0: {"params": [*HEAD]}}
+    )
+
+
+class HeadUnsharded(cases.TensorParallel):
+    """On a 2-D mesh, the head is a plain tensor."""
+
+    def configure_model(self) -> None:
+        for layer in (self.network.second, self.network.third):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+
+def test_full_checkpoints_are_refused_where_lightning_cannot_load_them(tmp_path: Path) -> None:
+    strategy = partial(cases.fsdp2, save_distributed_checkpoint=False)
+    adapter = {"fsdp_plan": {LAYERS: {"act_ckpt": "wrapped"}, "network": None}}
+    message = message_of(tmp_path, strategy, adapter=adapter, optimizer=partial(torch.optim.SGD, lr=0.1))
+    assert message.splitlines() == [
+        "2 problems found:",
+        "1. expected an optimizer that keeps state, since Lightning cannot load its checkpoint without any, got SGD "
+        "without momentum. Fix: Give it momentum, or use ModelParallelStrategy with distributed checkpoints.",
+        "2. expected distributed checkpoints of a model with wrappers for activation checkpointing, since Lightning "
+        "cannot load full ones into it, got save_distributed_checkpoint=False. Fix: Use act_ckpt: composable, or "
+        "ModelParallelStrategy(save_distributed_checkpoint=True).",
+    ]
+
+
+def test_plain_tensors_that_drift_apart_are_found_after_the_first_step(tmp_path: Path) -> None:
+    run = partial(drifts, tmp_path)
+    for message in harness.run_ranks(run, 2):
+        assert (
+            "The ranks' copies of the model differ after the first step of a phase (ranks [1] from rank 0)" in message
+        )
+
+
+class DifferentData(cases.TensorParallel):
+    """Ranks of one tensor-parallel group are given different rows by mistake."""
+
+    def train_dataloader(self) -> cases.Batches:
+        return cases.Batches(1, harness.rank(), 2)
+
+
+def drifts(root: Path) -> str:
+    with pytest.raises(RuntimeError) as error:
+        fit(root, 2, cases.tensor_parallel, DifferentData)
+    return str(error.value)
