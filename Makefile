@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check venv
+.PHONY: demo test check docs venv
 
 demo: $(INSTALLED)  ## pre-train and fine-tune a small network three ways (about a minute)
 	$(BIN)/python -m fts_examples.digits
@@ -18,11 +18,14 @@ check: $(INSTALLED)  ## lint, format, types, import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+docs: $(INSTALLED)  ## the documentation, as docs/_build/index.html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
+
 venv: $(INSTALLED)
 
 # torch comes first and by exact version, so that no other package's requirement can pick another build of it.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) "$$(grep '^torch==' constraints.txt)"
-	$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,examples]'
+	$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev,docs,examples]'
 	touch $@
