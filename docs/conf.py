@@ -7,6 +7,7 @@ author = "The Fine-Tuning Scheduler authors"
 version = release = installed_version(project)
 extensions = ["myst_parser"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = "Fine-Tuning Scheduler"
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
