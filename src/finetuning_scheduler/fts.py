@@ -12,8 +12,6 @@ from contextlib import ExitStack, contextmanager
 from os import PathLike
 from typing import Any, Literal
 
-from torch import nn
-
 from ._lightning import (
     AttachableCallback,
     LightningModule,
@@ -35,16 +33,15 @@ from .callbacks.configuration import (
 from .callbacks.early_stopping import FTSEarlyStopping
 from .callbacks.optimization import install_optimization
 from .callbacks.restore import restore_best
-from .callbacks.source import resolve_source
+from .callbacks.source import resolve_source, save_on_rank_zero
 from .callbacks.wiring import find, install
-from .core.artifacts import save_schedule
 from .core.generate import generate
 from .core.runner import PhaseRunner
 from .core.schedule import Schedule
 from .core.transitions import Decision, Reason
 from .core.view import ModelView
 from .errors import CheckpointError, Problem, ScheduleError
-from .strategy_adapters import StrategyAdapter, has_custom_adapter, make_adapter, saved_metadata, untested_strategy
+from .strategy_adapters import StrategyAdapter, has_custom_adapter, make_adapter, saved_progress, untested_strategy
 
 log = logging.getLogger("finetuning_scheduler")
 
@@ -275,7 +272,7 @@ class FinetuningScheduler(AttachableCallback):
             elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
                 raise _foreign_checkpoint(trainer)
         source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
-        path = self._saved(trainer, self._runner.schedule, view.plain, source)
+        path = save_on_rank_zero(trainer, self._runner.schedule, view.plain, str(self.log_dir), source)
         self._report(logging.INFO, f"The schedule in force is saved as {path}.")
         self._announce(trainer, self._runner)
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -398,7 +395,8 @@ class FinetuningScheduler(AttachableCallback):
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
         trainer, runner = self._fitting()
         with _as_misconfiguration():
-            progress = saved_metadata(path).get("callbacks", {}).get(self.state_key)
+            path = self.strategy_adapter.from_rank_zero(path)
+            progress = saved_progress(path, self.state_key)
             if progress is None:
                 raise _foreign_checkpoint(trainer)
             runner.load_state_dict(progress)
@@ -470,8 +468,9 @@ class FinetuningScheduler(AttachableCallback):
             raise ScheduleError([*outcome.problems, *problems]) if problems else outcome
         if outcome is None:
             raise RuntimeError("expected global rank zero to send a schedule")
-        problems += limit_problems(self, outcome.schedule, self._requested_max_depth)
-        problems += self.strategy_adapter.problems(view, outcome.schedule)
+        depth = self._requested_max_depth
+        executed = outcome.schedule.up_to(depth) if isinstance(depth, int) else outcome.schedule
+        problems += [*limit_problems(self, executed), *self.strategy_adapter.problems(view, executed)]
         if problems:
             raise ScheduleError(problems)
         for message in outcome.notices:
@@ -502,26 +501,10 @@ class FinetuningScheduler(AttachableCallback):
         for message in [*limit_warnings(trainer, runner.plan), *untested_warnings(trainer)]:
             self._report(logging.WARNING, message)
 
-    def _saved(self, trainer: Trainer, schedule: Schedule, model: nn.Module, source: Any = None) -> str:
-        """Save a schedule on rank zero; an unusable directory is an error on every rank."""
-        path = failure = ""
-        if trainer.is_global_zero:
-            try:
-                path = str(save_schedule(schedule, model, str(self.log_dir), source=source))
-            except OSError as error:
-                failure = f"{type(error).__name__}: {error}"
-        path, failure = trainer.strategy.broadcast((path, failure))
-        if failure:
-            raise MisconfigurationException(
-                f"expected a directory to write the schedule to, got `log_dir` {self.log_dir} ({failure}). "
-                "Fix: Set `log_dir` to a directory that can be written to."
-            )
-        return path
-
     def _generate_and_exit(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plain = self.strategy_adapter.view(pl_module).plain
         with _as_misconfiguration():
-            path = self._saved(trainer, generate(plain), plain)
+            path = save_on_rank_zero(trainer, generate(plain), plain, str(self.log_dir))
             self._report(logging.INFO, f"The default schedule was written to {path}.")
         trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
         raise SystemExit(0)

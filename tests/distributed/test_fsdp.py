@@ -45,11 +45,12 @@ def fit(
     optimizer: Callable[[Any], Any] = cases.adamw,
     schedule: dict[int, dict[str, Any]] | None = SCHEDULE,
     adapter: dict[str, Any] | None = None,
+    max_depth: int = -1,
     **options: Any,
 ) -> list[Epoch]:
     from finetuning_scheduler import FinetuningScheduler
 
-    scheduler = FinetuningScheduler(schedule, restore_best=False, strategy_adapter_cfg=adapter)
+    scheduler = FinetuningScheduler(schedule, max_depth, restore_best=False, strategy_adapter_cfg=adapter)
     recorder = Recorder(lambda: scheduler.curr_depth)
     strategy = strategy if isinstance(strategy, str) else strategy()
     trainer = cases.make_trainer(
@@ -98,6 +99,12 @@ def test_parameters_in_no_phase_are_named_too(tmp_path: Path) -> None:
     message = message_of(tmp_path, partial(FLAT, auto_wrap_policy=None), schedule={0: {"params": [*HEAD]}})
     assert "phase 0: network.head.weight, network.head.bias; no phase: network.first.weight," in message
     assert message.endswith("Fix: Use strategy_adapter_cfg={'awp_overrides': ['network.head']}.")
+
+
+def test_phases_beyond_the_deepest_one_do_not_count(tmp_path: Path) -> None:
+    schedule = {0: {"params": [*HEAD], "max_transition_epoch": 1}, 1: {"params": [THIRD[0]]}, 2: {"params": [THIRD[1]]}}
+    for epochs in harness.run_ranks(partial(fit, schedule=schedule, max_depth=0), 2, tmp_path, 2, FLAT):
+        assert [epoch.phase for epoch in epochs] == [0]
 
 
 def test_a_layer_whose_own_parameters_thaw_apart_needs_original_parameters(tmp_path: Path) -> None:

@@ -50,15 +50,15 @@ def untested_warnings(trainer: Trainer) -> list[str]:
     return [f"{problem.message}; going on since `allow_untested` is set." for problem in _untested(trainer)]
 
 
-def limit_problems(configuration: Configuration, schedule: Schedule, max_depth: int) -> list[Problem]:
-    """List the phases to execute that could never end because only limits count and they have none."""
+def limit_problems(configuration: Configuration, schedule: Schedule) -> list[Problem]:
+    """List the phases that could never end because only limits count and they have none."""
     if not configuration.epoch_transitions_only:
         return []
     fix = "Give the phase a `max_transition_epoch` or a `max_transition_step`, or drop `epoch_transitions_only`."
     return [
         Problem("expected a limit, since `epoch_transitions_only` is set, got none", fix=fix, phase=index)
         for index, phase in enumerate(schedule.phases)
-        if (max_depth < 0 or index <= max_depth) and max(phase.max_transition_epoch, phase.max_transition_step) < 0
+        if max(phase.max_transition_epoch, phase.max_transition_step) < 0
     ]
 
 

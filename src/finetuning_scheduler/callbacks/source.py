@@ -1,4 +1,4 @@
-"""The schedule a user asked for: generated in implicit mode, else read, and resolved against the model."""
+"""The schedule a user asked for: generated in implicit mode, else read, resolved against the model, and saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from ..core.artifacts import save_renumbered
+from .._lightning import MisconfigurationException, Trainer
+from ..core.artifacts import save_renumbered, save_schedule
 from ..core.generate import generate
 from ..core.schedule import Schedule
 from ..core.selectors import Resolution, resolve
@@ -41,6 +42,40 @@ def resolve_source(
         path = save_renumbered(error.renumbered, model, directory)
         note = Problem(f"a copy with the phases renumbered from 0 was written to {path}")
         return type(error)([*error.problems, note])
+
+
+def save_on_rank_zero(
+    trainer: Trainer,
+    schedule: Schedule,
+    model: nn.Module,
+    directory: str,
+    source: str | PathLike[str] | None = None,
+) -> str:
+    """Save a schedule and return its path on every rank.
+
+    Args:
+        trainer: Its global rank zero writes.
+        schedule: The resolved schedule.
+        model: The model it was resolved against.
+        directory: Made if missing.
+        source: The user's schedule file, if there is one.
+
+    Raises:
+        MisconfigurationException: On every rank, if the directory cannot be written to.
+    """
+    path = failure = ""
+    if trainer.is_global_zero:
+        try:
+            path = str(save_schedule(schedule, model, directory, source=source))
+        except OSError as error:
+            failure = f"{type(error).__name__}: {error}"
+    path, failure = trainer.strategy.broadcast((path, failure))
+    if failure:
+        raise MisconfigurationException(
+            f"expected a directory to write the schedule to, got `log_dir` {directory} ({failure}). "
+            "Fix: Set `log_dir` to a directory that can be written to."
+        )
+    return path
 
 
 def implicit_schedule(

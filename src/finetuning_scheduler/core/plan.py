@@ -92,7 +92,6 @@ class Plan:
             rules: How parameters are split into groups.
             max_depth: Deepest phase to execute; -1 for all.
         """
-        last = len(schedule.phases) - 1 if max_depth < 0 else min(max_depth, len(schedule.phases) - 1)
         phases = tuple(
             PlannedPhase(
                 index=index,
@@ -100,7 +99,7 @@ class Plan:
                 groups=tuple(rules.groups(phase)) if index > 0 else (),  # phase 0's are the initial optimizer's
                 parameter_count=sum(sizes[name] for name in phase.params),
             )
-            for index, phase in enumerate(schedule.phases[: last + 1])
+            for index, phase in enumerate(schedule.up_to(max_depth).phases)
         )
         return cls(phases, sum(sizes.values()))
 

@@ -120,6 +120,10 @@ class Schedule(_Model):
             raise ScheduleFormatError(drafted.problems, renumbered=drafted.renumbered)
         return cls(phases=tuple(drafted.phases.values()))
 
+    def up_to(self, depth: int) -> Schedule:
+        """The phases up to one of them; all if `depth` is -1 or larger than there are."""
+        return self if depth < 0 else Schedule(phases=self.phases[: depth + 1])
+
     def to_dict(self) -> dict[int, dict[str, Any]]:
         """The schedule as plain Python values, `{0: {"params": [...]}, ...}`, without the defaults."""
         return {number: _plain(phase.model_dump(exclude_defaults=True)) for number, phase in enumerate(self.phases)}

@@ -3,7 +3,7 @@
 from .base import StrategyAdapter
 from .ddp import DDPStrategyAdapter
 from .fsdp import FSDPStrategyAdapter
-from .loading import saved_metadata
+from .loading import saved_progress
 from .model_parallel import ModelParallelStrategyAdapter
 from .registry import has_custom_adapter, make_adapter, untested_strategy
 
@@ -14,6 +14,6 @@ __all__ = [
     "StrategyAdapter",
     "has_custom_adapter",
     "make_adapter",
-    "saved_metadata",
+    "saved_progress",
     "untested_strategy",
 ]

@@ -62,7 +62,7 @@ class StrategyAdapter:
 
         Args:
             view: What :meth:`view` returned.
-            schedule: The schedule in full parameter names.
+            schedule: The phases to execute, in full parameter names.
         """
         return ()
 

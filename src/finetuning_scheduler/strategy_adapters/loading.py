@@ -7,6 +7,7 @@ transition the present optimizer does not, if the best checkpoint is of an earli
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from ..core.param_groups import NamedParameters, group_names
 from ..core.runner import PhaseRunner
 from ..core.thaw import set_trainable
 from ..core.view import plain_name
+from ..errors import CheckpointError, Problem
 
 _OPTIMIZER = "optimizer_0"  # Lightning's key of the only optimizer in a distributed checkpoint
 _METADATA = "meta.pt"  # beside a distributed checkpoint's shards, Lightning keeps everything that is no tensor here
@@ -40,6 +42,24 @@ def saved_metadata(path: str, *, weights_only: bool = True) -> Mapping[str, Any]
         weights_only=weights_only,
     )
     return content
+
+
+def saved_progress(path: str, state_key: str) -> Mapping[str, Any] | None:
+    """Read the progress out of a checkpoint that a run is resumed from; ``None`` if it has none.
+
+    Args:
+        path: The checkpoint.
+        state_key: Key of the scheduler's state.
+
+    Raises:
+        CheckpointError: It is not there or cannot be read.
+    """
+    try:
+        callbacks: Mapping[str, Any] = saved_metadata(path).get("callbacks", {})
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        message = f"expected a checkpoint to resume from, got {path} ({type(error).__name__}: {error})"
+        raise CheckpointError(Problem(message, fix="Name a checkpoint that the same strategy has written.")) from error
+    return callbacks.get(state_key)
 
 
 def resume(trainer: Trainer, path: str, runner: PhaseRunner) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def make_adapter(
     try:
         return kind(**(configuration or {}))
     except TypeError as error:
-        message = f"{kind.__name__} does not take `strategy_adapter_cfg` {dict(configuration or {})}: {error}"
+        message = f"{kind.__name__} does not take `strategy_adapter_cfg` {configuration!r}: {error}"
         raise ScheduleError(Problem(message, fix="Correct `strategy_adapter_cfg`.")) from error
 
 
