@@ -83,7 +83,7 @@ __all__ = [
     "loading_with",
     "pl",
     "rebuild_ddp",
-    "saves_distributed_checkpoints",
+    "saves_sharded_checkpoints",
     "step_plateau_schedulers",
     "strategy_flags",
 ]
@@ -224,8 +224,10 @@ def strategy_flags(trainer: Trainer) -> set[str]:
     return {name for name in (*names, asked) if isinstance(name, str) and name}
 
 
-def saves_distributed_checkpoints(strategy: ModelParallelStrategy) -> bool:
+def saves_sharded_checkpoints(strategy: FSDPStrategy | ModelParallelStrategy) -> bool:
     """Whether each rank saves its shards, instead of rank zero everything in one file."""
+    if isinstance(strategy, FSDPStrategy):
+        return strategy._state_dict_type == "sharded"
     return strategy._save_distributed_checkpoint
 
 

@@ -10,12 +10,16 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import lightning.pytorch as pl
+import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FullOptimStateDictConfig as FullOptimizerStateDictConfig
@@ -373,3 +377,51 @@ def assert_same_epochs(actual: list[Epoch], expected: list[Epoch], tolerance: fl
             atol=tolerance,
             msg=lambda text, epoch=one.epoch: f"epoch {epoch}: {text}",
         )
+
+
+# --- scheduled runs --------------------------------------------------------------------------------------------------
+
+AN_EPOCH_EACH: dict[int, dict[str, Any]] = {
+    0: {"params": [*HEAD], "max_transition_epoch": 1},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_epoch": 2},
+    2: {"params": [*NORM, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
+}
+
+
+def fit(
+    root: Path,
+    ranks: int,
+    strategy: Callable[[], Any] | str = "auto",
+    module: Callable[[Any], Classifier] = Classifier,
+    optimizer: Callable[[Any], Any] = adamw,
+    schedule: dict[int, dict[str, Any]] = AN_EPOCH_EACH,
+    adapter: dict[str, Any] | None = None,
+    max_depth: int = -1,
+    resume_from: str | None = None,
+    extra: Callable[[Path], Any] | None = None,
+    **options: Any,
+) -> list[Epoch]:
+    """Train by a schedule, without restoring; further options are the trainer's."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    scheduler = FinetuningScheduler(schedule, max_depth, restore_best=False, strategy_adapter_cfg=adapter)
+    recorder = Recorder(lambda: scheduler.curr_depth)
+    strategy = strategy if isinstance(strategy, str) else strategy()
+    callbacks = [scheduler, recorder, *([extra(root)] if extra is not None else [])]
+    trainer = make_trainer(root, ranks, strategy, callbacks=callbacks, **options)
+    trainer.fit(module(optimizer), ckpt_path=resume_from)
+    return recorder.epochs
+
+
+def refused(*arguments: Any, **options: Any) -> str:
+    """The message of a run that is refused before training."""
+    with pytest.raises(MisconfigurationException) as error:
+        fit(*arguments, **options)
+    return str(error.value)
+
+
+def refused_message(root: Path, strategy: Callable[[], Any], ranks: int = 2, **options: Any) -> str:
+    """The message that every rank of a refused run gives."""
+    messages = harness.run_ranks(partial(refused, **options), ranks, root, ranks, strategy)
+    assert set(messages) == {messages[0]}
+    return messages[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,12 @@ import cases
 import harness
 import pytest
 import torch
-from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier, Epoch, Recorder
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from cases import AN_EPOCH_EACH, HEAD, THIRD, Classifier, fit
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy, size_based_auto_wrap_policy
 
-SCHEDULE: dict[int, dict[str, Any]] = {
-    0: {"params": [*HEAD], "max_transition_epoch": 1},
-    1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_epoch": 2},
-    2: {"params": [*NORM, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
-}
 FLAT = partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded")
-Weights = dict[str, torch.Tensor]
 
 
 class NoDecay(Classifier):
@@ -37,41 +29,6 @@ class Own(Classifier):
         self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
 
 
-def fit(
-    root: Path,
-    ranks: int,
-    strategy: Callable[[], Any] | str = "auto",
-    module: Callable[[Any], Classifier] = Classifier,
-    optimizer: Callable[[Any], Any] = cases.adamw,
-    schedule: dict[int, dict[str, Any]] | None = SCHEDULE,
-    adapter: dict[str, Any] | None = None,
-    max_depth: int = -1,
-    **options: Any,
-) -> list[Epoch]:
-    from finetuning_scheduler import FinetuningScheduler
-
-    scheduler = FinetuningScheduler(schedule, max_depth, restore_best=False, strategy_adapter_cfg=adapter)
-    recorder = Recorder(lambda: scheduler.curr_depth)
-    strategy = strategy if isinstance(strategy, str) else strategy()
-    trainer = cases.make_trainer(
-        root, ranks, strategy, callbacks=[scheduler, recorder], **({"max_epochs": 9} | options)
-    )
-    trainer.fit(module(optimizer))
-    return recorder.epochs
-
-
-def refused(*arguments: Any, **options: Any) -> str:
-    with pytest.raises(MisconfigurationException) as error:
-        fit(*arguments, **options)
-    return str(error.value)
-
-
-def message_of(root: Path, strategy: Callable[[], Any], **options: Any) -> str:
-    first, second = harness.run_ranks(partial(refused, **options), 2, root, 2, strategy)
-    assert first == second
-    return first
-
-
 ONE_UNIT = (
     "expected what FSDP flattens into one tensor to thaw in one phase, got the unit Classifier with "
     "phase 0: network.head.weight, network.head.bias; "
@@ -82,7 +39,7 @@ ONE_UNIT = (
 
 def test_phases_that_share_a_flat_tensor_are_refused_with_the_overrides_that_help(tmp_path: Path) -> None:
     strategy = partial(FLAT, auto_wrap_policy=None)
-    message = message_of(tmp_path, strategy)
+    message = cases.refused_message(tmp_path, strategy)
     assert message == (
         f"{ONE_UNIT}Fix: Use strategy_adapter_cfg={{'awp_overrides': ['network.second', 'network.third', "
         "'network.head']}."
@@ -96,7 +53,7 @@ def test_phases_that_share_a_flat_tensor_are_refused_with_the_overrides_that_hel
 
 
 def test_parameters_in_no_phase_are_named_too(tmp_path: Path) -> None:
-    message = message_of(tmp_path, partial(FLAT, auto_wrap_policy=None), schedule={0: {"params": [*HEAD]}})
+    message = cases.refused_message(tmp_path, partial(FLAT, auto_wrap_policy=None), schedule={0: {"params": [*HEAD]}})
     assert "phase 0: network.head.weight, network.head.bias; no phase: network.first.weight," in message
     assert message.endswith("Fix: Use strategy_adapter_cfg={'awp_overrides': ['network.head']}.")
 
@@ -109,7 +66,7 @@ def test_phases_beyond_the_deepest_one_do_not_count(tmp_path: Path) -> None:
 
 def test_a_layer_whose_own_parameters_thaw_apart_needs_original_parameters(tmp_path: Path) -> None:
     schedule = {0: {"params": [HEAD[0]], "max_transition_epoch": 1}, 1: {"params": [HEAD[1]], "lr": 0.01}}
-    message = message_of(tmp_path, FLAT, schedule=schedule)
+    message = cases.refused_message(tmp_path, FLAT, schedule=schedule)
     assert message == (
         "expected what FSDP flattens into one tensor to thaw in one phase, got the unit network.head with "
         "phase 0: network.head.bias; phase 1: network.head.weight. Fix: Give each module's own parameters one phase, "
@@ -118,7 +75,7 @@ def test_a_layer_whose_own_parameters_thaw_apart_needs_original_parameters(tmp_p
 
 
 def test_units_made_by_the_module_are_to_be_taken_apart_there(tmp_path: Path) -> None:
-    message = message_of(tmp_path, partial(cases.FSDPOnCPU, use_orig_params=False), module=OneUnit)
+    message = cases.refused_message(tmp_path, partial(cases.FSDPOnCPU, use_orig_params=False), module=OneUnit)
     assert "got the unit network with phase 0: network.head.weight" in message
     assert message.endswith(
         "Fix: Wrap these modules too in `configure_model`: network.second, network.third, network.head."
@@ -138,17 +95,33 @@ def test_no_decay_is_right_with_original_parameters_and_refused_without(tmp_path
     for epochs in harness.run_ranks(partial(fit, **options), 2, tmp_path / "two", 2, cases.fsdp):
         assert [len(epoch.groups) for epoch in epochs] == [1, 3, 5]
         cases.assert_same_epochs(epochs, expected)
-    message = message_of(tmp_path, FLAT, **options)
+    message = cases.refused_message(tmp_path, FLAT, **options)
     assert message == (
         "expected no `no_decay` list with FSDP's use_orig_params=False, which merges parameters, got one. "
         "Fix: Use FSDPStrategy(use_orig_params=True), or drop the module's `no_decay`."
     )
 
 
+@pytest.mark.parametrize("sharding", ["SHARD_GRAD_OP", "NO_SHARD"])
+@pytest.mark.parametrize("strategy", [cases.fsdp, FLAT], ids=["original", "flat"])
+def test_other_sharding_strategies_train_the_same(strategy: Any, sharding: str, tmp_path: Path) -> None:
+    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1)
+    for epochs in harness.run_ranks(fit, 2, tmp_path / "two", 2, partial(strategy, sharding_strategy=sharding)):
+        cases.assert_same_epochs(epochs, expected)
+
+
+def test_full_checkpoints_of_flattened_parameters_are_refused(tmp_path: Path) -> None:
+    strategy = partial(cases.fsdp, use_orig_params=False)
+    assert cases.refused_message(tmp_path, strategy, enable_checkpointing=True) == (
+        "expected sharded checkpoints with FSDP's use_orig_params=False, since PyTorch cannot save the optimizer "
+        'whole, got state_dict_type="full". Fix: Use FSDPStrategy(state_dict_type="sharded").'
+    )
+
+
 def test_everything_that_is_wrong_comes_in_one_report(tmp_path: Path) -> None:
     strategy = partial(FLAT, auto_wrap_policy=None)
     plain = partial(torch.optim.SGD, lr=0.1)
-    message = message_of(tmp_path, strategy, module=NoDecay, optimizer=plain, gradient_clip_val=1.0)
+    message = cases.refused_message(tmp_path, strategy, module=NoDecay, optimizer=plain, gradient_clip_val=1.0)
     assert message.startswith("4 problems found:\n1. expected an optimizer that keeps state")
     assert "\n2. expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by norm" in message
     assert "\n3. expected no `no_decay` list" in message
@@ -173,12 +146,12 @@ def test_gradients_can_be_clipped(options: dict[str, Any], tmp_path: Path) -> No
     ],
 )
 def test_overrides_that_select_nothing_are_refused(overrides: Any, problem: str, tmp_path: Path) -> None:
-    assert problem in message_of(tmp_path, cases.fsdp, adapter={"awp_overrides": overrides})
+    assert problem in cases.refused_message(tmp_path, cases.fsdp, adapter={"awp_overrides": overrides})
 
 
 def test_overrides_are_refused_where_the_module_wraps_itself(tmp_path: Path) -> None:
     options = {"module": cases.WrappedByItself, "adapter": {"awp_overrides": ["network.head"]}}
-    assert message_of(tmp_path, cases.FSDPOnCPU, **options) == (
+    assert cases.refused_message(tmp_path, cases.FSDPOnCPU, **options) == (
         "expected `awp_overrides` with a model that FSDP wraps, got one wrapped in `configure_model`. "
         "Fix: Drop `awp_overrides` and wrap those modules there too."
     )
@@ -215,7 +188,7 @@ def units_with_overrides(root: Path, policy: Any) -> tuple[list[str], bool]:
             units.extend(cases.plain_name(n) for n, m in modules if isinstance(m, FullyShardedDataParallel))
 
     adapter = {"awp_overrides": ["network.(head|norm)"]}
-    scheduler = FinetuningScheduler(SCHEDULE, restore_best=False, strategy_adapter_cfg=adapter)
+    scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=adapter)
     trainer = cases.make_trainer(root, 2, strategy, callbacks=[scheduler, Look()], max_epochs=1)
     trainer.fit(Classifier(cases.adamw))
     # A unit's name ends in the name of the module that it wraps.
@@ -248,7 +221,7 @@ def generate_only(root: Path, strategy: Any) -> None:
 def test_mixed_precision_reduces_in_full_precision_in_every_phase(tmp_path: Path) -> None:
     """Compare with one device that computes gradients in bfloat16, rank by rank, and averages them in float32."""
     precision = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    expected = cases.mixed_precision_by_hand(SCHEDULE)
+    expected = cases.mixed_precision_by_hand(AN_EPOCH_EACH)
     strategy = partial(cases.fsdp, mixed_precision=precision)
     for epochs in harness.run_ranks(partial(fit, optimizer=cases.sgd), 2, tmp_path, 2, strategy):
         assert [epoch.phase for epoch in epochs] == [0, 1, 2]

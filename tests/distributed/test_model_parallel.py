@@ -11,58 +11,17 @@ import cases
 import harness
 import pytest
 import torch
-from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier, Epoch, Recorder
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from cases import AN_EPOCH_EACH, FIRST, HEAD, NORM, SECOND, THIRD, Classifier, fit
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 
-SCHEDULE: dict[int, dict[str, Any]] = {
-    0: {"params": [*HEAD], "max_transition_epoch": 1},
-    1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_epoch": 2},
-    2: {"params": [*NORM, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
-}
 LAYERS = "network.(first|norm|second|third|head)"
 BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
 def foreach_adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=0.01, foreach=True)
-
-
-def fit(
-    root: Path,
-    ranks: int,
-    strategy: Callable[[], Any] | str = "auto",
-    module: Callable[[Any], Classifier] = Classifier,
-    optimizer: Callable[[Any], Any] = cases.adamw,
-    schedule: dict[int, dict[str, Any]] = SCHEDULE,
-    adapter: dict[str, Any] | None = None,
-    resume_from: str | None = None,
-    extra: Callable[[Path], Any] | None = None,
-    **options: Any,
-) -> list[Epoch]:
-    from finetuning_scheduler import FinetuningScheduler
-
-    scheduler = FinetuningScheduler(schedule, restore_best=False, strategy_adapter_cfg=adapter)
-    recorder = Recorder(lambda: scheduler.curr_depth)
-    strategy = strategy if isinstance(strategy, str) else strategy()
-    callbacks = [scheduler, recorder, *([extra(root)] if extra is not None else [])]
-    trainer = cases.make_trainer(root, ranks, strategy, callbacks=callbacks, **options)
-    trainer.fit(module(optimizer), ckpt_path=resume_from)
-    return recorder.epochs
-
-
-def refused(*arguments: Any, **options: Any) -> str:
-    with pytest.raises(MisconfigurationException) as error:
-        fit(*arguments, **options)
-    return str(error.value)
-
-
-def message_of(root: Path, strategy: Callable[[], Any] = cases.fsdp2, ranks: int = 2, **options: Any) -> str:
-    messages = harness.run_ranks(partial(refused, **options), ranks, root, ranks, strategy)
-    assert set(messages) == {messages[0]}
-    return messages[0]
 
 
 # --- precision -------------------------------------------------------------------------------------------------------
@@ -93,7 +52,7 @@ def test_layers_frozen_at_the_first_forward_pass_reduce_gradients_in_full_precis
     module: type[Classifier], adapter: Any, tmp_path: Path
 ) -> None:
     """Compare with one device that computes gradients in bfloat16, rank by rank, and averages them in float32."""
-    expected = cases.mixed_precision_by_hand(SCHEDULE)
+    expected = cases.mixed_precision_by_hand(AN_EPOCH_EACH)
     run = partial(fit, module=module, adapter=adapter, optimizer=cases.sgd)
     for epochs in harness.run_ranks(run, 2, tmp_path, 2, cases.fsdp2):
         assert [epoch.phase for epoch in epochs] == [0, 1, 2]
@@ -139,7 +98,7 @@ class ClipsByItself(cases.TensorParallel):
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 def test_clipping_that_pytorch_cannot_do_is_refused(algorithm: str, tmp_path: Path) -> None:
     options = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": algorithm}
-    message = message_of(tmp_path, cases.tensor_parallel, module=cases.TensorParallel, **options)
+    message = cases.refused_message(tmp_path, cases.tensor_parallel, module=cases.TensorParallel, **options)
     assert message == (
         "expected gradients that can be clipped together, got those of plain tensors or of several meshes beside "
         "distributed ones. Fix: Override `configure_gradient_clipping`, or parallelise the modules that hold plain "
@@ -221,7 +180,7 @@ def units(root: Path, module: type[Classifier], adapter: dict[str, Any]) -> dict
                 if isinstance(part, FSDPModule):
                     seen[cases.plain_name(name)] = isinstance(part, CheckpointWrapper)
 
-    scheduler = FinetuningScheduler(SCHEDULE, restore_best=False, strategy_adapter_cfg=adapter)
+    scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=adapter)
     trainer = cases.make_trainer(root, 2, cases.fsdp2(), callbacks=[scheduler, Look()], max_epochs=1)
     trainer.fit(module(cases.adamw))
     assert "configure_model" not in vars(trainer.lightning_module)
@@ -254,7 +213,7 @@ def test_everything_that_is_wrong_with_a_plan_comes_in_one_report(tmp_path: Path
         "network.(second|third)": {"cpu_offload_policy": {"pin": True}, "offload_policy": CPUOffloadPolicy()},
         "network.frist": None,
     }
-    assert message_of(tmp_path, adapter={"fsdp_plan": plan}).splitlines() == [
+    assert cases.refused_message(tmp_path, cases.fsdp2, adapter={"fsdp_plan": plan}).splitlines() == [
         "5 problems found:",
         "1. expected `fsdp_plan` for 'network.first' to hold arguments of `fully_shard`, got 'reshard_after_forwards'. "
         "Fix: Did you mean reshard_after_forward?",
@@ -309,11 +268,11 @@ class Listed(Classifier):
     ids=["order", "incomplete", "container", "defaults", "list"],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused(adapter: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    assert message_of(tmp_path, module=Listed, adapter=adapter) == problem
+    assert cases.refused_message(tmp_path, cases.fsdp2, module=Listed, adapter=adapter) == problem
 
 
 def test_a_head_left_unsharded_beside_other_ranks_is_refused(tmp_path: Path) -> None:
-    assert "got network.head.bias, network.head.weight." in message_of(
+    assert "got network.head.bias, network.head.weight." in cases.refused_message(
         tmp_path, cases.mesh_2d, 4, module=HeadUnsharded, schedule={0: {"params": [*HEAD]}}
     )
 
@@ -329,7 +288,7 @@ class HeadUnsharded(cases.TensorParallel):
 def test_full_checkpoints_are_refused_where_lightning_cannot_load_them(tmp_path: Path) -> None:
     strategy = partial(cases.fsdp2, save_distributed_checkpoint=False)
     adapter = {"fsdp_plan": {LAYERS: {"act_ckpt": "wrapped"}, "network": None}}
-    message = message_of(tmp_path, strategy, adapter=adapter, optimizer=partial(torch.optim.SGD, lr=0.1))
+    message = cases.refused_message(tmp_path, strategy, adapter=adapter, optimizer=partial(torch.optim.SGD, lr=0.1))
     assert message.splitlines() == [
         "2 problems found:",
         "1. expected an optimizer that keeps state, since Lightning cannot load its checkpoint without any, got SGD "

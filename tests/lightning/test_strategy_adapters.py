@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from toys import Session, simple_recipe
 
@@ -89,3 +91,21 @@ def test_deepspeed_is_refused_with_the_reason() -> None:
     assert reason is not None
     assert "thawed later never train" in reason
     assert "keep drifting under AdamW" in reason
+
+
+class SingleDeviceXLAStrategy(SingleDeviceStrategy):
+    """Known to Lightning by this name only where XLA is installed; no schedule has been tested under it."""
+
+
+def test_an_untested_strategy_is_refused_unless_it_is_allowed(
+    tmp_path: Path, messages: Callable[[], list[str]]
+) -> None:
+    reason = "SingleDeviceXLAStrategy has not been tested with schedules"
+    options: dict[str, Any] = {"strategy": SingleDeviceXLAStrategy("cpu")}
+    with pytest.raises(MisconfigurationException) as error:
+        Session(simple_recipe(), tmp_path / "refused", **options).fit()
+    assert str(error.value) == f"{reason}. Fix: Set `allow_untested=True` to try it."
+    options = {"strategy": SingleDeviceXLAStrategy("cpu"), "scheduler_options": {"allow_untested": True}}
+    allowed = Session(simple_recipe(), tmp_path / "allowed", **options).fit()
+    assert allowed.scheduler.curr_depth == 2
+    assert f"{reason}; going on since `allow_untested` is set." in messages()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy
 
-from .._lightning import FSDPStrategy, LightningModule
+from .._lightning import FSDPStrategy, LightningModule, saves_sharded_checkpoints
 from ..core.runner import PhaseRunner
 from ..core.schedule import Schedule
 from ..core.view import ModelView, plain_name, structure_of
@@ -51,6 +51,11 @@ class FSDPStrategyAdapter(StrategyAdapter):
         return cast("FSDPStrategy", self.trainer.strategy)
 
     @property
+    def _root(self) -> nn.Module:
+        """The module that the strategy trains: a unit around the LightningModule, unless that wraps itself."""
+        return cast("nn.Module", self._strategy.model)
+
+    @property
     def _flattened(self) -> bool:
         return not self._strategy.kwargs.get("use_orig_params")
 
@@ -77,7 +82,7 @@ class FSDPStrategyAdapter(StrategyAdapter):
 
     def view(self, module: LightningModule) -> ModelView:
         """Take names and shapes from what is known of the flat tensors."""
-        return flat_view(module, self._strategy.model or module)
+        return flat_view(module, self._root)
 
     def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
         """Find what FSDP or Lightning's use of it cannot do; without original parameters, units of several phases."""
@@ -94,6 +99,11 @@ class FSDPStrategyAdapter(StrategyAdapter):
         if getattr(self.trainer.lightning_module, "no_decay", None):
             message = "expected no `no_decay` list with FSDP's use_orig_params=False, which merges parameters, got one"
             yield Problem(message, fix="Use FSDPStrategy(use_orig_params=True), or drop the module's `no_decay`.")
+        saves = [c for c in self.trainer.checkpoint_callbacks if not getattr(c, "save_weights_only", False)]
+        if saves and not saves_sharded_checkpoints(self._strategy):
+            message = "expected sharded checkpoints with FSDP's use_orig_params=False, since PyTorch cannot save the "
+            message += 'optimizer whole, got state_dict_type="full"'
+            yield Problem(message, fix='Use FSDPStrategy(state_dict_type="sharded").')
         yield from self._misaligned(view, schedule)
 
     def resume(self, path: str, runner: PhaseRunner) -> dict[str, Any]:
@@ -106,10 +116,7 @@ class FSDPStrategyAdapter(StrategyAdapter):
 
     def _misaligned(self, view: ModelView, schedule: Schedule) -> Iterator[Problem]:
         phase_of = {name: number for number, phase in enumerate(schedule.phases) for name in phase.params}
-        units = [
-            Unit(path, view.names_of[id(flat)], phase_of, view.plain)
-            for path, flat in _units(self._strategy.model or view.model)
-        ]
+        units = [Unit(path, view.names_of[id(flat)], phase_of, view.plain) for path, flat in _units(self._root)]
         separations = [(unit, unit.separation()) for unit in units if not unit.is_aligned]
         overrides = [*self._overrides, *(name for _, apart in separations for name in apart or ())]
         for unit, apart in separations:
@@ -151,11 +158,11 @@ def flat_view(module: nn.Module, root: nn.Module) -> ModelView:
     paths = {id(part): plain_name(name) for name, part in module.named_modules()}
     units = [flat for _, flat in _units(root)]
     flat_ids = {id(flat) for flat in units}
-    registered = dict(module.named_parameters())
-    held = {plain_name(name): parameter for name, parameter in registered.items() if id(parameter) not in flat_ids}
+    registered = {id(parameter) for parameter in module.parameters()}
+    held = {plain_name(name): p for name, p in module.named_parameters() if id(p) not in flat_ids}
     stand_ins: dict[int, dict[str, nn.Parameter]] = defaultdict(dict)
     for flat in units:
-        alone = any(flat is parameter for parameter in registered.values())  # in place of the original parameters
+        alone = id(flat) in registered  # in place of the original parameters
         for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
             empty = torch.empty(shape, dtype=flat.dtype, device="meta")
             stand_ins[id(info.module)][info.param_name] = nn.Parameter(empty, requires_grad=False)

@@ -10,7 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Activati
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from .._lightning import ModelParallelStrategy, saves_distributed_checkpoints
+from .._lightning import ModelParallelStrategy, saves_sharded_checkpoints
 from ..core.param_groups import mesh_of
 from ..core.runner import PhaseRunner
 from ..core.schedule import Schedule
@@ -43,6 +43,7 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
         fsdp_default_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self._settled: set[nn.Module] = set()
         self._plan = FSDPPlan(fsdp_plan or {}, fsdp_default_kwargs or {})
 
     @property
@@ -64,7 +65,7 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
             )
             fix = "Override `configure_gradient_clipping`, or parallelise the modules that hold plain tensors too."
             yield Problem(message, fix=fix)
-        if saves_distributed_checkpoints(self._strategy):
+        if saves_sharded_checkpoints(self._strategy):
             return
         yield from stateless_optimizers(self.trainer, schedule)
         if any(isinstance(module, ActivationWrapper) for module in view.model.modules()):
@@ -89,15 +90,18 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
             yield Problem(message, fix="Shard the module that holds them, in `configure_model` or by `fsdp_plan`.")
 
     def on_phase_thawed(self) -> None:
-        """Let each unit that has something to train settle the precision in which it reduces gradients.
+        """Let each unit that now has something to train settle the precision in which it reduces gradients.
 
         A unit does so before its first forward pass, by the parameters that require gradients then; if there are none,
         gradients of parameters thawed later are reduced in the precision of the computation (PyTorch issue 186998).
         """
         for module in self.trainer.lightning_module.modules():
-            if isinstance(module, FSDPModule) and any(p.requires_grad for p in _own_parameters(module)):
+            if not isinstance(module, FSDPModule) or module in self._settled:
+                continue
+            if any(parameter.requires_grad for parameter in _own_parameters(module)):
                 module.unshard()
                 module.reshard()
+                self._settled.add(module)
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
         """Compare the plain tensors, of which every rank has a copy."""
