@@ -99,6 +99,8 @@ def adamw(parameters: Any) -> Optimizer:
 class Classifier(pl.LightningModule):
     """Trains the network; each rank sees its part of the data, as its strategy counts data-parallel ranks."""
 
+    penalty = 0.0  # what each epoch adds to the monitored loss
+
     def __init__(self, optimizer: Callable[[Any], Optimizer] = sgd) -> None:
         super().__init__()
         self.network = build_network()
@@ -112,7 +114,7 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
-        self.log("val_loss", loss, sync_dist=True, batch_size=len(batch[0]))
+        self.log("val_loss", loss + self.penalty * self.trainer.current_epoch, sync_dist=True, batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer([p for p in self.trainer.model.parameters() if p.requires_grad])
@@ -126,6 +128,12 @@ class Classifier(pl.LightningModule):
     def _batches(self, seed: int) -> Batches:
         place = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
         return Batches(seed, place["rank"], place["num_replicas"])
+
+
+class Worsening(Classifier):
+    """The first epoch's checkpoint stays the best one."""
+
+    penalty = 100.0
 
 
 class Sharded(Classifier):
@@ -176,6 +184,14 @@ class TensorParallel(Classifier):
             for layer in self.network.children():
                 fully_shard(layer, mesh=self.device_mesh["data_parallel"])
             fully_shard(self.network, mesh=self.device_mesh["data_parallel"])
+
+
+class WorseningSharded(Worsening, Sharded):
+    pass
+
+
+class WorseningTensorParallel(Worsening, TensorParallel):
+    pass
 
 
 # --- strategies ------------------------------------------------------------------------------------------------------

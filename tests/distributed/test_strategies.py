@@ -27,6 +27,15 @@ SCHEDULE: dict[int, dict[str, Any]] = {
 }
 
 
+ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "weight_decay": 0.1}}
+HALVING = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}
+NEW_OPTIMIZER: dict[int, dict[str, Any]] = {
+    0: SCHEDULE[0],
+    1: SCHEDULE[1] | {"new_optimizer": {"optimizer_init": ADAMW}, "new_lr_scheduler": {"lr_scheduler_init": HALVING}},
+    2: SCHEDULE[2],
+}
+
+
 def zero(parameters: Any) -> torch.optim.Optimizer:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -46,6 +55,7 @@ class Case:
         ranks: Number of processes.
         alone: The optimizer on one device, if it is another.
         variant: Of a strategy that another case has already; it is run with restoring only.
+        schedule: The phases.
     """
 
     strategy: Callable[[], Any]
@@ -55,6 +65,7 @@ class Case:
     ranks: int = 2
     alone: Callable[[Any], Any] | None = None
     variant: bool = False
+    schedule: dict[int, dict[str, Any]] = field(default_factory=lambda: SCHEDULE)
 
 
 LAYERS = "network.(first|norm|second|third|head)"
@@ -145,7 +156,7 @@ ALONE = Case(partial(str, "auto"))  # one device; it has to be picklable
 def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str | None = None) -> list[Epoch]:
     from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
-    scheduler = FinetuningScheduler(SCHEDULE, restore_best=restore_best, strategy_adapter_cfg=case.adapter)
+    scheduler = FinetuningScheduler(case.schedule, restore_best=restore_best, strategy_adapter_cfg=case.adapter)
     recorder = Recorder(lambda: scheduler.curr_depth)
     best = FTSCheckpoint(dirpath=root / "best", monitor="val_loss")
     trainer = cases.make_trainer(
@@ -189,6 +200,31 @@ def test_ranks_together_equal_one_device_and_resume_in_each_phase(
         cases.assert_same_epochs(epochs, expected)
     for epoch in (0, 2, 4):
         for epochs in resume_at(epoch, root, case.ranks, case, restore_best):
+            cases.assert_same_epochs(epochs, expected[epoch + 1 :])
+
+
+REINITIALISED = {
+    "ddp": Case(cases.ddp, module=cases.Worsening),
+    "fsdp": Case(cases.fsdp, module=cases.Worsening),
+    "fsdp use_orig_params=False": Case(FLAT, module=cases.Worsening),
+    "fsdp2": Case(cases.fsdp2, module=cases.WorseningSharded),
+    "fsdp2, full checkpoints": Case(
+        partial(cases.fsdp2, save_distributed_checkpoint=False), module=cases.WorseningSharded
+    ),
+    "tensor parallel": Case(cases.tensor_parallel, module=cases.WorseningTensorParallel),
+}
+
+
+@pytest.mark.parametrize("name", REINITIALISED)
+def test_the_best_checkpoint_of_another_optimizer_is_restored(name: str, tmp_path: Path) -> None:
+    """Phase 1 installs AdamW; before phase 2 the weights of phase 0 come back, which SGD had trained."""
+    case = replace(REINITIALISED[name], optimizer=cases.sgd, schedule=NEW_OPTIMIZER)
+    alone = replace(case, strategy=ALONE.strategy, module=cases.Worsening)
+    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1, alone, True)
+    for epochs in harness.run_ranks(fit, 2, tmp_path / "many", 2, case, True):
+        cases.assert_same_epochs(epochs, expected)
+    for epoch in (2, 4):
+        for epochs in resume_at(epoch, tmp_path / "many", 2, case, True):
             cases.assert_same_epochs(epochs, expected[epoch + 1 :])
 
 

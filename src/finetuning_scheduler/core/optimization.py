@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +24,7 @@ from .param_groups import (
     with_state,
 )
 from .plan import Options, Plan, PlannedGroup, PlannedPhase, deviating_options, is_exempt
-from .reinit import SchedulerSettings, build_lr_scheduler, build_optimizer, import_class
+from .reinit import SchedulerSettings, build_lr_scheduler, build_optimizer
 from .schedule import LRSchedulerSpec, OptimizerSpec, Phase
 from .warmup import Warmup
 
@@ -59,7 +61,8 @@ class Optimization:
         self.warmup = Warmup(optimizer)
         self._parameters = parameters
         self._apply_lambdas = apply_lambdas
-        self._initial_class = type(optimizer)
+        self._installer = 0  # the phase that installed the optimizer in force
+        self._replaced: dict[int, Optimizer] = {}  # by installer: an optimizer no longer in force, emptied
         self.group_names = group_names(optimizer, parameters)
         # What a scheduler has written into the groups is not the user's.
         written = ("momentum", "betas") if any(map(cycles_momentum, self.lr_schedulers)) else ()
@@ -125,7 +128,7 @@ class Optimization:
         reports = []
         if planned.limits.new_optimizer is not None:
             both = planned.limits.new_lr_scheduler is not None
-            reports.append(self._replace_optimizer(planned.limits.new_optimizer, scheduler_stays=not both))
+            reports.append(self._replace_optimizer(planned, planned.limits.new_optimizer, scheduler_stays=not both))
         if planned.limits.new_lr_scheduler is not None:
             reports.append(self._replace_scheduler(planned.limits.new_lr_scheduler))
         self._add_groups(planned.groups)
@@ -155,7 +158,7 @@ class Optimization:
         if self._installed_by(saved_in, plan) != self._installed_by(present, plan):
             now = state_by_name(self.optimizer.state_dict(), self.group_names)
             shared = now.keys() & states.keys()
-            if self._class_in(saved_in, plan) is not type(self.optimizer) or not shared:
+            if type(self.emptied(plan, saved_in)) is not type(self.optimizer) or not shared:
                 return None
             if any(now[name].keys() != states[name].keys() for name in shared):
                 return None
@@ -166,9 +169,15 @@ class Optimization:
         installers = [p.index for p in plan.phases[: phase + 1] if p.limits.new_optimizer is not None]
         return installers[-1] if installers else 0
 
-    def _class_in(self, phase: int, plan: Plan) -> type[Optimizer]:
-        spec = plan.phases[self._installed_by(phase, plan)].limits.new_optimizer
-        return self._initial_class if spec is None else import_class(spec.optimizer_init.class_path)
+    def emptied(self, plan: Plan, phase: int) -> Optimizer:
+        """Return a copy of the optimizer in force in ``phase``, without groups, state and hooks.
+
+        Args:
+            plan: The phases, which tell the optimizer in force in each.
+            phase: The present phase or an earlier one.
+        """
+        installer = self._installed_by(phase, plan)
+        return _emptied(self._replaced.get(installer, self.optimizer))
 
     def _add_groups(self, groups: Iterable[PlannedGroup]) -> None:
         for group in groups:
@@ -184,8 +193,12 @@ class Optimization:
             self.group_names.append(list(group.names))
             self._overrides.append(group.options)
 
-    def _replace_optimizer(self, spec: OptimizerSpec, *, scheduler_stays: bool) -> tuple[str, str]:
+    def _replace_optimizer(
+        self, planned: PlannedPhase, spec: OptimizerSpec, *, scheduler_stays: bool
+    ) -> tuple[str, str]:
         old = self.optimizer
+        self._replaced[self._installer] = _emptied(old)
+        self._installer = planned.index
         in_use = scheduler_stays and any(map(reads_initial_lr, self.lr_schedulers))
         self.optimizer = build_optimizer(spec, old, self._overrides, keep_initial_lr=in_use)
         for scheduler in self.lr_schedulers:
@@ -199,6 +212,12 @@ class Optimization:
         self.lr_schedulers = [scheduler]
         self.scheduler_settings = SchedulerSettings.of(spec)
         return f"LR scheduler {_name(scheduler)} replaces {old}", f"{spec.model_dump()}: {scheduler.state_dict()}"
+
+
+def _emptied(optimizer: Optimizer) -> Optimizer:
+    other = copy.copy(optimizer)
+    other.param_groups, other.state = [], defaultdict(dict)
+    return other
 
 
 def _name(thing: object) -> str:

@@ -277,6 +277,10 @@ class PhaseRunner:
             state = with_state(self.optimizer, self.parameters, {})
         return state
 
+    def emptied_optimizer(self, phase: int) -> Optimizer:
+        """Copy the optimizer in force in a phase up to the present one, without groups, state and hooks."""
+        return self._optimization.emptied(self.plan, phase)
+
     def settle(self) -> None:
         """Make learning rates what they are between steps, after an exception inside one."""
         self._optimization.warmup.settle()

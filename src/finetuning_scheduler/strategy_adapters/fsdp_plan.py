@@ -33,7 +33,8 @@ class FSDPPlan:
         for name, value in {"fsdp_plan": entries, "fsdp_default_kwargs": defaults}.items():
             if not isinstance(value, Mapping):
                 raise TypeError(f"expected `{name}` to be a mapping, got {value!r}")
-        self._defaults = defaults
+        self._given = {"`fsdp_default_kwargs`": defaults}
+        self._given |= {f"`fsdp_plan` for {selector!r}": own or {} for selector, own in entries.items()}
         self._entries = {selector: {**defaults, **(arguments or {})} for selector, arguments in entries.items()}
 
     def apply(self, root: nn.Module, mesh: DeviceMesh) -> None:
@@ -59,10 +60,8 @@ class FSDPPlan:
                     _shard(root, name, module, {"mesh": mesh, **self._entries[selector]})
 
     def _argument_problems(self) -> Iterator[Problem]:
-        named = {"`fsdp_default_kwargs`": self._defaults} if not self._entries else {}
-        named |= {f"`fsdp_plan` for {selector!r}": arguments for selector, arguments in self._entries.items()}
         known = [*_ARGUMENTS, *_ALIASES]
-        for place, arguments in named.items():
+        for place, arguments in self._given.items():
             for name in arguments:
                 if name not in known:
                     near = difflib.get_close_matches(str(name), known, n=1)
@@ -108,6 +107,7 @@ def _offload_policy(value: Any) -> CPUOffloadPolicy | None:
 
 
 def _shard(root: nn.Module, name: str, module: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Call ``fully_shard``; an entry's ``cpu_offload_policy`` wins over a default ``offload_policy``."""
     options = {key: value for key, value in arguments.items() if key not in _ALIASES}
     if (policy := _offload_policy(arguments.get("cpu_offload_policy"))) is not None:
         options["offload_policy"] = policy

@@ -6,10 +6,8 @@ transition the present optimizer does not, if the best checkpoint is of an earli
 
 from __future__ import annotations
 
-import copy
 import pickle
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.optim import Optimizer
 
 from .._lightning import Trainer, install_optimizer, load_model_and_precision
-from ..core.param_groups import NamedParameters, group_names
+from ..core.param_groups import group_names
 from ..core.runner import PhaseRunner
 from ..core.thaw import set_trainable
 from ..core.view import plain_name
@@ -65,52 +63,55 @@ def saved_progress(path: str, state_key: str) -> Mapping[str, Any] | None:
 def resume(trainer: Trainer, path: str, runner: PhaseRunner) -> dict[str, Any]:
     """Load weights, and the state and options of an optimizer that has the checkpoint's groups; return the rest."""
     optimizer = runner.optimizer
-    groups = group_names(optimizer, runner.parameters)
-    checkpoint, loaded = _load(trainer, path, runner, groups, weights_only=True)
+    stand_in = runner.emptied_optimizer(runner.phase)
+    stand_in.param_groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
+    checkpoint = _load(trainer, path, runner, stand_in, weights_only=True)
     optimizer.state.clear()
-    optimizer.state.update(loaded.state)
-    for group, options in zip(optimizer.param_groups, loaded.param_groups, strict=True):
-        group.update({key: value for key, value in options.items() if key not in ("params", "param_names")})
+    optimizer.state.update(stand_in.state)
+    for group, loaded in zip(optimizer.param_groups, stand_in.param_groups, strict=True):
+        group.update({key: value for key, value in loaded.items() if key not in ("params", "param_names")})
     return checkpoint
 
 
 def restore(trainer: Trainer, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
     """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are."""
     progress = saved_metadata(path, weights_only=weights_only)["callbacks"][state_key]
-    view = runner.view
-    groups = [view.merged(names) for names in progress["parameter_groups"]]
-    checkpoint, loaded = _load(trainer, path, runner, groups, weights_only=weights_only)
+    tensors = runner.parameters
+    stand_in = runner.emptied_optimizer(progress["phase"])
+    stand_in.param_groups = [
+        {**stand_in.defaults, "params": [tensors[name] for name in runner.view.merged(names)]}
+        for names in progress["parameter_groups"]
+    ]
+    checkpoint = _load(trainer, path, runner, stand_in, weights_only=weights_only)
     load_model_and_precision(trainer, checkpoint)
-    name_of = {id(parameter): name for name, parameter in view.trained.items()}
-    states = {name_of[id(parameter)]: state for parameter, state in loaded.state.items()}
+    name_of = {id(tensor): name for name, tensor in tensors.items()}
+    states = {name_of[id(tensor)]: state for tensor, state in stand_in.state.items()}
     runner.optimizer.load_state_dict(runner.optimizer_state_from(states, progress["phase"]))
 
 
 def _load(
-    trainer: Trainer, path: str, runner: PhaseRunner, groups: Sequence[Sequence[str]], *, weights_only: bool
-) -> tuple[dict[str, Any], Optimizer]:
-    """Let the strategy load a checkpoint; return what it returns and a stand-in that has the optimizer's state."""
+    trainer: Trainer, path: str, runner: PhaseRunner, stand_in: Optimizer, *, weights_only: bool
+) -> dict[str, Any]:
+    """Let the strategy load a checkpoint, with the optimizer's state into a stand-in; return what it returns."""
     runner.optimizer.zero_grad(set_to_none=True)
-    held = [name for names in groups for name in names]
-    stateless = set(held) - _names_with_state(path, runner.model, held, weights_only=weights_only)
+    with_state = _names_with_state(path, runner.model, weights_only=weights_only)
+    held = {name for names in group_names(stand_in, runner.parameters) for name in names}
     with (
-        _attached(trainer, _with_groups(runner.optimizer, runner.parameters, groups)) as stand_in,
-        _frozen(runner.parameters[name] for name in stateless),
+        _attached(trainer, stand_in),
+        _frozen(tensor for name, tensor in runner.parameters.items() if name in held - with_state),
     ):
-        return trainer.strategy.load_checkpoint(path, weights_only=weights_only), stand_in
+        return trainer.strategy.load_checkpoint(path, weights_only=weights_only)
 
 
-def _names_with_state(path: str, model: nn.Module, names: Sequence[str], *, weights_only: bool) -> set[str]:
+def _names_with_state(path: str, model: nn.Module, *, weights_only: bool) -> set[str]:
     """Tell for which parameters a checkpoint holds optimizer state: none before a parameter's first step."""
     if Path(path).is_dir():
         prefix = f"{_OPTIMIZER}.state."
         keys = FileSystemReader(path).read_metadata().state_dict_metadata
-        saved = {key.removeprefix(prefix).rpartition(".")[0] for key in keys if key.startswith(prefix)}
-    else:
-        state = saved_metadata(path, weights_only=weights_only)["optimizer_states"][0]
-        by_name = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, model)
-        saved = {plain_name(name) for name in by_name["state"]}
-    return saved.intersection(names)
+        return {key.removeprefix(prefix).rpartition(".")[0] for key in keys if key.startswith(prefix)}
+    state = saved_metadata(path, weights_only=weights_only)["optimizer_states"][0]
+    by_name = FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, model)
+    return {plain_name(name) for name in by_name["state"]}
 
 
 @contextmanager
@@ -125,22 +126,11 @@ def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _attached(trainer: Trainer, optimizer: Optimizer) -> Iterator[Optimizer]:
+def _attached(trainer: Trainer, optimizer: Optimizer) -> Iterator[None]:
     """Let the strategy see another optimizer for a while."""
     present = trainer.optimizers[0]
     install_optimizer(trainer, optimizer)
     try:
-        yield optimizer
+        yield
     finally:
         install_optimizer(trainer, present)
-
-
-def _with_groups(optimizer: Optimizer, parameters: NamedParameters, names: Sequence[Sequence[str]]) -> Optimizer:
-    """Copy an optimizer without its state and hooks, with the groups that it had at another moment."""
-    other = copy.copy(optimizer)
-    other.param_groups = [
-        {**group, "params": [parameters[name] for name in group_names]}
-        for group, group_names in zip(optimizer.param_groups, names, strict=False)
-    ]
-    other.state = defaultdict(dict)
-    return other
