@@ -79,6 +79,13 @@ def test_processes_that_lightning_forks_equal_one_device(strategy: str, tmp_path
         torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("flag", ["ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"])
+def test_the_strategy_can_be_asked_for_by_name(flag: str, tmp_path: Path) -> None:
+    (expected,) = harness.run_ranks(cases.fit, 1, tmp_path / "one", 1)
+    for epochs in harness.run_ranks(cases.fit, 2, tmp_path / "two", 2, flag):
+        cases.assert_same_epochs(epochs, expected)
+
+
 def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
     from finetuning_scheduler import FinetuningScheduler
 
