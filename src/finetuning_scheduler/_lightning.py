@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.optim.lr_scheduler import LRScheduler
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def after_configure_model(module: LightningModule, action: Callable[[], None]) -
 
 
 @contextmanager
-def loading_with(strategy: Strategy, load: Callable[[str], dict[str, Any]]) -> Iterator[None]:
+def loading_with(strategy: Strategy, load: Callable[[str, bool | None], dict[str, Any]]) -> Iterator[None]:
     """Let ``load`` read the next checkpoint that the strategy is asked for; those after it are read as usual.
 
     Strategies that load checkpoints after ``on_fit_start`` load the optimizer's state too, and nothing tells earlier
@@ -190,9 +191,9 @@ def loading_with(strategy: Strategy, load: Callable[[str], dict[str, Any]]) -> I
     """
     with ExitStack() as replacement:
 
-        def load_checkpoint(checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
             replacement.close()
-            return load(str(checkpoint_path))
+            return load(str(checkpoint_path), weights_only)
 
         replacement.enter_context(_replaced(strategy, "load_checkpoint", load_checkpoint))
         yield
@@ -240,7 +241,7 @@ def rebuild_ddp(trainer: Trainer) -> None:
     strategy = cast("DDPStrategy", trainer.strategy)
     settings = strategy._ddp_kwargs
     hooks = list(getattr(strategy.model, "_comm_hooks", ()))  # the strategy's and the user's own
-    # The old reducer goes first: its hooks on the parameters would count every gradient twice.
+    # The old reducer goes first: two would hold buckets at the same time.
     strategy.model = None
     strategy._ddp_kwargs = {**settings, "init_sync": False}
     try:
@@ -248,6 +249,9 @@ def rebuild_ddp(trainer: Trainer) -> None:
     finally:
         strategy._ddp_kwargs = settings
     for hook, state in hooks:
+        if isinstance(state, PowerSGDState):  # what it remembers of each bucket does not fit the new ones
+            for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
+                memory.clear()
         strategy.model.register_comm_hook(state, hook)
 
 

@@ -33,7 +33,7 @@ from .callbacks.configuration import (
 from .callbacks.early_stopping import FTSEarlyStopping
 from .callbacks.optimization import install_optimization
 from .callbacks.restore import restore_best
-from .callbacks.source import resolve_source, save_on_rank_zero
+from .callbacks.source import on_rank_zero, resolve_source, save_on_rank_zero
 from .callbacks.wiring import find, install
 from .core.generate import generate
 from .core.runner import PhaseRunner
@@ -129,6 +129,7 @@ class FinetuningScheduler(AttachableCallback):
         self._owes_plateau_step = False
         self._told_of_disagreement = False
         self._unchecked_replicas = False
+        self._carried_on = False
         self._problems: list[Problem] = []
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         # What the user asked for, and what a fit has made of it.
@@ -225,6 +226,7 @@ class FinetuningScheduler(AttachableCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module."""
         if stage != "fit":
+            self._adapt(trainer, pl_module)
             return
         continues = self.trainer is trainer and self.pl_module is pl_module
         self._loaded = self._runner.state_dict() if continues and self._runner is not None else None
@@ -241,11 +243,7 @@ class FinetuningScheduler(AttachableCallback):
         log.setLevel(self.logging_level)
         if not log.hasHandlers():
             log.addHandler(_LastResort())
-        with _as_misconfiguration():
-            self.strategy_adapter = make_adapter(trainer, self.custom_strategy_adapters, self.strategy_adapter_cfg)
-        self.strategy_adapter.connect(trainer)
-        if type(self.strategy_adapter).on_model_configured is not StrategyAdapter.on_model_configured:
-            self._hooked.enter_context(after_configure_model(pl_module, self._on_model_configured))
+        self._adapt(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check everything, freeze, thaw, and in a resumed run thaw up to the checkpoint's phase.
@@ -254,7 +252,6 @@ class FinetuningScheduler(AttachableCallback):
         the parameter groups it belongs to.
         """
         self._hooked.close()
-        self.strategy_adapter.on_set_up()
         self._resolve("log_dir", self._requests["log_dir"][0] or trainer.log_dir or trainer.default_root_dir)
         if self.gen_ft_sched_only:
             self._generate_and_exit(trainer, pl_module)
@@ -266,15 +263,15 @@ class FinetuningScheduler(AttachableCallback):
             self._resolve("max_depth", self._runner.plan.last_phase)
             self._runner.progress.entry_epoch = trainer.current_epoch
             self._runner.progress.entry_step = trainer.global_step
-            if self._loaded is not None:
-                self._runner.load_state_dict(self._loaded)
-                install_optimization(trainer, self._runner)
-            elif trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup:
-                raise _foreign_checkpoint(trainer)
+            # A strategy that loads checkpoints later may yet load one of an earlier phase.
+            self._carried_on = not trainer.strategy.restore_checkpoint_after_setup
+            if self._carried_on:
+                self._carry_on(trainer, self._runner)
         source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
         path = save_on_rank_zero(trainer, self._runner.schedule, view.plain, str(self.log_dir), source)
         self._report(logging.INFO, f"The schedule in force is saved as {path}.")
         self._announce(trainer, self._runner)
+        self._unchecked_replicas = True
         if trainer.strategy.restore_checkpoint_after_setup:
             self._hooked.enter_context(loading_with(trainer.strategy, self._resume_late))
 
@@ -282,6 +279,9 @@ class FinetuningScheduler(AttachableCallback):
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
         self._hooked.close()
         _, runner = self._fitting()
+        if not self._carried_on:
+            with _as_misconfiguration():
+                self._carry_on(trainer, runner)
         runner.apply_module_modes()
         if self._loaded is not None:
             trainer.callback_metrics.update(self._loaded.get("metrics", {}))
@@ -350,7 +350,8 @@ class FinetuningScheduler(AttachableCallback):
         self._hooked.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave no module in eval mode that was in train mode before."""
+        """Leave no module in eval mode that was in train mode before, and nothing hooked into."""
+        self._hooked.close()
         if self._runner is not None and stage == "fit":
             self._runner.release_module_modes()
 
@@ -387,21 +388,40 @@ class FinetuningScheduler(AttachableCallback):
         self._requests[name] = (self._requests[name][0], value)
         setattr(self, name, value)
 
+    def _adapt(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the strategy's adapter, for as long as the module and the strategy are being set up."""
+        with _as_misconfiguration():
+            adapter = make_adapter(trainer, self.custom_strategy_adapters, self.strategy_adapter_cfg)
+        adapter.connect(trainer)
+        self.strategy_adapter = adapter
+        self._hooked.callback(adapter.on_set_up)
+        if type(adapter).on_model_configured is not StrategyAdapter.on_model_configured:
+            self._hooked.enter_context(after_configure_model(pl_module, self._on_model_configured))
+
     def _on_model_configured(self) -> None:
         with _as_misconfiguration():
             self.strategy_adapter.on_model_configured()
 
-    def _resume_late(self, path: str) -> dict[str, Any]:
+    def _carry_on(self, trainer: Trainer, runner: PhaseRunner) -> None:
+        """Enter the phase in which a checkpoint, or an earlier fit of the same trainer, has ended."""
+        if self._loaded is not None:
+            runner.load_state_dict(self._loaded)
+            install_optimization(trainer, runner)
+        elif trainer.ckpt_path is not None:
+            raise _foreign_checkpoint(trainer)
+
+    def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
         trainer, runner = self._fitting()
         with _as_misconfiguration():
             path = self.strategy_adapter.from_rank_zero(path)
-            progress = saved_progress(path, self.state_key)
+            progress = saved_progress(path, self.state_key, weights_only=weights_only)
             if progress is None:
                 raise _foreign_checkpoint(trainer)
             runner.load_state_dict(progress)
             install_optimization(trainer, runner)
-            return self.strategy_adapter.resume(path, runner)
+            self._carried_on = True
+            return self.strategy_adapter.resume(path, runner, weights_only=weights_only)
 
     def _decide(self, trainer: Trainer) -> Decision:
         _, runner = self._fitting()
@@ -458,16 +478,13 @@ class FinetuningScheduler(AttachableCallback):
             else:
                 problems.append(Problem(unsupported, fix="Set `allow_untested=True` to try it."))
         # Rank zero alone reads files and draws up the schedule.
-        outcome = None
-        if trainer.is_global_zero:
-            outcome = resolve_source(
-                self._schedule_source, view.plain, str(self.log_dir), self.reinit_optim_cfg, self.reinit_lr_cfg
-            )
-        outcome = self.strategy_adapter.from_rank_zero(outcome)
-        if isinstance(outcome, ScheduleError):
-            raise ScheduleError([*outcome.problems, *problems]) if problems else outcome
-        if outcome is None:
-            raise RuntimeError("expected global rank zero to send a schedule")
+        arguments = (str(self.log_dir), self.reinit_optim_cfg, self.reinit_lr_cfg)
+        try:
+            outcome = on_rank_zero(trainer, lambda: resolve_source(self._schedule_source, view.plain, *arguments))
+        except ScheduleError as error:
+            if problems:
+                raise ScheduleError([*error.problems, *problems]) from error
+            raise
         depth = self._requested_max_depth
         executed = outcome.schedule.up_to(depth) if isinstance(depth, int) else outcome.schedule
         problems += [*limit_problems(self, executed), *self.strategy_adapter.problems(view, executed)]

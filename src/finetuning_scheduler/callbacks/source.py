@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from ..core.schedule import Schedule
 from ..core.selectors import Resolution, resolve
 from ..errors import OptimizerError, Problem, ScheduleError
 
+T = TypeVar("T")
+
 
 def resolve_source(
     source: Schedule | Mapping[Any, Any] | str | PathLike[str] | None,
@@ -22,8 +24,8 @@ def resolve_source(
     directory: str,
     reinit_optim_cfg: Mapping[str, Any] | None = None,
     reinit_lr_cfg: Mapping[str, Any] | None = None,
-) -> Resolution | ScheduleError:
-    """Resolve a schedule; what is wrong with it is returned, so that it can be sent to other ranks.
+) -> Resolution:
+    """Resolve a schedule.
 
     Args:
         source: What the user gave; ``None`` generates a schedule.
@@ -31,6 +33,9 @@ def resolve_source(
         directory: Where a renumbered copy of a schedule with gaps goes.
         reinit_optim_cfg: In implicit mode, what ``new_optimizer`` of each phase after the first is.
         reinit_lr_cfg: In implicit mode, what ``new_lr_scheduler`` of each phase after the first is.
+
+    Raises:
+        ScheduleError: With everything that is wrong with the schedule.
     """
     try:
         if source is None:
@@ -38,10 +43,14 @@ def resolve_source(
         return resolve(plain_configuration(source) if isinstance(source, dict) else source, model)
     except ScheduleError as error:
         if error.renumbered is None:
-            return error
-        path = save_renumbered(error.renumbered, model, directory)
-        note = Problem(f"a copy with the phases renumbered from 0 was written to {path}")
-        return type(error)([*error.problems, note])
+            raise
+        try:
+            path = save_renumbered(error.renumbered, model, directory)
+            note = Problem(f"a copy with the phases renumbered from 0 was written to {path}")
+        except OSError as failure:
+            text = f"no copy with the phases renumbered from 0 could be written to {directory} ({failure})"
+            note = Problem(text, fix="Set `log_dir` to a directory that can be written to.")
+        raise type(error)([*error.problems, note]) from error
 
 
 def save_on_rank_zero(
@@ -63,19 +72,37 @@ def save_on_rank_zero(
     Raises:
         MisconfigurationException: On every rank, if the directory cannot be written to.
     """
-    path = failure = ""
+    try:
+        return on_rank_zero(trainer, lambda: str(save_schedule(schedule, model, directory, source=source)))
+    except OSError as error:
+        raise MisconfigurationException(
+            f"expected a directory to write the schedule to, got `log_dir` {directory} "
+            f"({type(error).__name__}: {error}). Fix: Set `log_dir` to a directory that can be written to."
+        ) from error
+
+
+def on_rank_zero(trainer: Trainer, function: Callable[[], T]) -> T:
+    """Call a function on global rank zero and give every rank what it returns, or raises.
+
+    Raises:
+        Exception: What the function has raised; another rank gets a ``RuntimeError`` for what cannot be sent.
+    """
+    outcome: T | None = None
+    failure: Exception | None = None
     if trainer.is_global_zero:
         try:
-            path = str(save_schedule(schedule, model, directory, source=source))
-        except OSError as error:
-            failure = f"{type(error).__name__}: {error}"
-    path, failure = trainer.strategy.broadcast((path, failure))
-    if failure:
-        raise MisconfigurationException(
-            f"expected a directory to write the schedule to, got `log_dir` {directory} ({failure}). "
-            "Fix: Set `log_dir` to a directory that can be written to."
-        )
-    return path
+            outcome = function()
+        except Exception as error:  # noqa: BLE001 - raised below, when the other ranks no longer wait for an outcome
+            failure = error
+    sent = failure if failure is None or _can_be_sent(failure) else RuntimeError(f"{type(failure).__name__}: {failure}")
+    outcome, sent = trainer.strategy.broadcast((outcome, sent))
+    if (failure := failure or sent) is not None:
+        raise failure
+    return cast("T", outcome)
+
+
+def _can_be_sent(error: Exception) -> bool:
+    return isinstance(error, (OSError, ScheduleError))
 
 
 def implicit_schedule(

@@ -215,7 +215,8 @@ class Optimization:
 
 
 def _emptied(optimizer: Optimizer) -> Optimizer:
-    other = copy.copy(optimizer)
+    other = copy.copy(optimizer)  # without hooks, and without what a class of the user's own keeps in attributes
+    vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
     other.param_groups, other.state = [], defaultdict(dict)
     return other
 

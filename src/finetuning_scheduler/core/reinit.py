@@ -338,12 +338,15 @@ def _count_complaints(spec: LRSchedulerSpec, groups: int) -> Iterator[Complaint]
         )
 
 
+SPARSE_MODULES = (nn.Embedding, nn.EmbeddingBag)  # modules whose parameters can have sparse gradients
+
+
 def sparse_parameters(model: nn.Module) -> frozenset[str]:
     """Name the parameters whose gradients are sparse: the weights of embeddings made with ``sparse=True``."""
     return frozenset(
         f"{name}.weight" if name else "weight"
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse
+        if isinstance(module, SPARSE_MODULES) and module.sparse
     )
 
 

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from .reinit import SPARSE_MODULES
 from .schedule import Schedule
 
 # What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
 # dictionaries leave these out of their keys, apart from the last.
 WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 FLAT = "_flat_param"  # what fully sharded data parallel calls the tensor into which it has flattened others
 
 
@@ -86,7 +88,7 @@ class ModelView:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model itself if nothing in it is wrapped, else a copy of its structure without the wrappers.
 
-    The copy's modules have the classes of the model's, its parameters hold no values.
+    The copy's modules are of classes with the names of the model's, its parameters hold no values.
     """
     if any(name.rpartition(".")[2] in WRAPPED for name, _ in model.named_modules()):
         return structure_of(model, {})
@@ -94,36 +96,53 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def structure_of(model: nn.Module, replacements: Mapping[int, Mapping[str, nn.Parameter]]) -> nn.Module:
-    """Copy the structure of a model: module classes, names, shapes; no wrappers and no values.
+    """Copy the structure of a model: names of classes, modules and parameters, shapes; no wrappers and no values.
 
     Args:
         model: The model.
         replacements: By the identity of a module, what is to stand for its own parameters of these names.
     """
-    copies: dict[int, nn.Parameter] = {}
+    return _Structure(replacements).module_like(model)
 
-    def copy_of(parameter: nn.Parameter) -> nn.Parameter:
-        if isinstance(parameter, UninitializedParameter):
-            return parameter
-        if id(parameter) not in copies:
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            copies[id(parameter)] = nn.Parameter(empty, requires_grad=False)
-        return copies[id(parameter)]
 
-    def module_like(module: nn.Module) -> nn.Module:
+class _Structure:
+    """Makes a copy of one model's structure; what is shared in the model is shared in the copy."""
+
+    def __init__(self, replacements: Mapping[int, Mapping[str, nn.Parameter]]) -> None:
+        self._replacements = replacements
+        self._parameters: dict[int, nn.Parameter] = {}
+        self._classes: dict[type, type[nn.Module]] = {}
+
+    def module_like(self, module: nn.Module) -> nn.Module:
         children = module._modules  # `named_children` leaves out a child's second name
         inner = next((children[name] for name in WRAPPED if children.get(name) is not None), None)
         if inner is not None:
-            return module_like(inner)
-        copy: nn.Module = object.__new__(type(module))  # FSDP2's classes construct when they are asked for an instance
-        nn.Module.__init__(copy)
+            return self.module_like(inner)
+        copy = self._class_like(type(module))()
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-        for name, parameter in {**own, **replacements.get(id(module), {})}.items():
+        for name, parameter in {**own, **self._replacements.get(id(module), {})}.items():
             if name != FLAT:
-                copy.register_parameter(name, copy_of(parameter))
+                copy.register_parameter(name, self._parameter_like(parameter))
         for name, child in children.items():
             if child is not None:
-                copy.add_module(name, module_like(child))
+                copy.add_module(name, self.module_like(child))
+        if isinstance(module, SPARSE_MODULES):
+            vars(copy)["sparse"] = module.sparse
         return copy
 
-    return module_like(model)
+    def _parameter_like(self, parameter: nn.Parameter) -> nn.Parameter:
+        if isinstance(parameter, UninitializedParameter):
+            return parameter
+        if id(parameter) not in self._parameters:
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            self._parameters[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+        return self._parameters[id(parameter)]
+
+    def _class_like(self, kind: type[nn.Module]) -> type[nn.Module]:
+        """Return a class of that name without its methods, which may need what its constructor sets."""
+        if kind in _CONTAINERS:
+            return kind
+        if kind not in self._classes:
+            base = next((known for known in (*_CONTAINERS, *SPARSE_MODULES) if issubclass(kind, known)), nn.Module)
+            self._classes[kind] = type(kind.__name__, (base,), {"__init__": nn.Module.__init__})
+        return self._classes[kind]

@@ -40,7 +40,7 @@ class StrategyAdapter:
         return self._trainer
 
     def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer; called once a fit, before the module's ``configure_model``."""
+        """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test."""
         self._trainer = trainer
 
     def on_model_configured(self) -> None:
@@ -51,7 +51,10 @@ class StrategyAdapter:
         """
 
     def on_set_up(self) -> None:
-        """Called when the strategy has set up the module and made the optimizers, before anything is frozen."""
+        """Called when the strategy has set up the module and made the optimizers, or has failed to.
+
+        It is the place to take back what :meth:`on_model_configured` has lent to the strategy; nothing is frozen yet.
+        """
 
     def view(self, module: LightningModule) -> ModelView:
         """Tell which tensors are trained for the parameters that the module had before the strategy set it up."""
@@ -69,7 +72,7 @@ class StrategyAdapter:
     def on_phase_thawed(self) -> None:
         """Called after each change of ``requires_grad``, the first thaw and the one of a resumed run included."""
 
-    def resume(self, path: str, runner: PhaseRunner) -> dict[str, Any]:
+    def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
         """Load a checkpoint whole and return it.
 
         Called when a run is resumed under a strategy that loads checkpoints after ``on_fit_start``, in place of the
@@ -78,8 +81,9 @@ class StrategyAdapter:
         Args:
             path: The checkpoint.
             runner: Executes the schedule.
+            weights_only: Refuse anything but tensors and plain values; ``None`` leaves it to PyTorch.
         """
-        return self.trainer.strategy.load_checkpoint(path)
+        return self.trainer.strategy.load_checkpoint(path, weights_only=weights_only)
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load a checkpoint's weights, optimizer state, precision state and datamodule state into a running fit.

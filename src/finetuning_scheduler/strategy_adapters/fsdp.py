@@ -16,7 +16,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy
 
-from .._lightning import FSDPStrategy, LightningModule, saves_sharded_checkpoints
+from .._lightning import FSDPStrategy, LightningModule, Trainer, saves_sharded_checkpoints
+from ..core.generate import generate
+from ..core.plan import block_numbers
 from ..core.runner import PhaseRunner
 from ..core.schedule import Schedule
 from ..core.view import ModelView, plain_name, structure_of
@@ -24,7 +26,7 @@ from ..errors import Problem, ScheduleError
 from . import loading
 from .alignment import Unit
 from .base import StrategyAdapter
-from .limits import gradient_clipping, stateless_optimizers
+from .limits import gradient_clipping, saves_optimizers, stateless_optimizers
 from .modules import select_modules
 
 Policy = Callable[..., bool] | CustomPolicy
@@ -44,7 +46,8 @@ class FSDPStrategyAdapter(StrategyAdapter):
             raise TypeError(f"expected `awp_overrides` to be a list of names, got {awp_overrides!r}")
         self._overrides = list(awp_overrides)
         self._user_policy: dict[str, Any] = {}
-        self._wraps_itself = False
+        self._lent = False
+        self._wrapped_before = self._wraps_itself = False
 
     @property
     def _strategy(self) -> FSDPStrategy:
@@ -59,11 +62,16 @@ class FSDPStrategyAdapter(StrategyAdapter):
     def _flattened(self) -> bool:
         return not self._strategy.kwargs.get("use_orig_params")
 
+    def connect(self, trainer: Trainer) -> None:
+        """Attach the trainer; note whether an earlier fit has wrapped the module already."""
+        super().connect(trainer)
+        self._wrapped_before = _is_wrapped(trainer.lightning_module)
+
     def on_model_configured(self) -> None:
         """Add the overrides to the policy by which the strategy is about to wrap the module."""
         module = self.trainer.lightning_module
-        self._wraps_itself = any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
-        if not self._overrides:
+        self._wraps_itself = _is_wrapped(module) and not self._wrapped_before
+        if not self._overrides or self._wrapped_before:
             return
         if self._wraps_itself:
             message = "expected `awp_overrides` with a model that FSDP wraps, got one wrapped in `configure_model`"
@@ -72,13 +80,15 @@ class FSDPStrategyAdapter(StrategyAdapter):
         chosen = {part for modules in selected.values() for _, part in modules}
         arguments = self._strategy.kwargs
         self._user_policy = {key: arguments[key] for key in arguments if key == "auto_wrap_policy"}
+        self._lent = True
         arguments["auto_wrap_policy"] = with_overrides(arguments.get("auto_wrap_policy"), chosen)
 
     def on_set_up(self) -> None:
         """Give the strategy the user's policy back."""
-        if self._overrides:
+        if self._lent:
             self._strategy.kwargs.pop("auto_wrap_policy", None)
             self._strategy.kwargs.update(self._user_policy)
+            self._lent = False
 
     def view(self, module: LightningModule) -> ModelView:
         """Take names and shapes from what is known of the flat tensors."""
@@ -94,25 +104,62 @@ class FSDPStrategyAdapter(StrategyAdapter):
                 "self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)."
             )
             yield Problem(message, fix=fix)
+        yield from self._outside(schedule)
         if not self._flattened:
             return
         if getattr(self.trainer.lightning_module, "no_decay", None):
             message = "expected no `no_decay` list with FSDP's use_orig_params=False, which merges parameters, got one"
             yield Problem(message, fix="Use FSDPStrategy(use_orig_params=True), or drop the module's `no_decay`.")
-        saves = [c for c in self.trainer.checkpoint_callbacks if not getattr(c, "save_weights_only", False)]
-        if saves and not saves_sharded_checkpoints(self._strategy):
+        if saves_optimizers(self.trainer) and not saves_sharded_checkpoints(self._strategy):
             message = "expected sharded checkpoints with FSDP's use_orig_params=False, since PyTorch cannot save the "
             message += 'optimizer whole, got state_dict_type="full"'
             yield Problem(message, fix='Use FSDPStrategy(state_dict_type="sharded").')
         yield from self._misaligned(view, schedule)
+        yield from self._blocks_apart(view, schedule)
 
-    def resume(self, path: str, runner: PhaseRunner) -> dict[str, Any]:
+    def on_phase_thawed(self) -> None:
+        """Let units take part in the backward pass anew.
+
+        A frozen unit under a frozen root keeps the hook of its last backward pass, since only a root that has something
+        to train takes the hooks away; a unit that is trained needs another one.
+        """
+        for _, flat in _units(self._root):
+            if (state := vars(flat).pop("_post_backward_hook_state", None)) is not None:
+                state[-1].remove()
+
+    def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
         """Load with the groups of the checkpoint's phase."""
-        return loading.resume(self.trainer, path, runner)
+        return loading.resume(self.trainer, path, runner, weights_only=weights_only)
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
         loading.restore(self.trainer, path, runner, state_key, weights_only=weights_only)
+
+    def _outside(self, schedule: Schedule) -> Iterator[Problem]:
+        """Find parameters in no unit, whose gradients nobody would average over the ranks."""
+        if self.trainer.world_size == 1:
+            return
+        paths = _paths(self.trainer.lightning_module)
+        held = {_joined(paths[id(i.module)], i.param_name) for _, flat in _units(self._root) for i in flat._param_infos}
+        alone = [name for phase in schedule.phases for name in phase.params if name not in held]
+        if alone:
+            message = f"expected every parameter to thaw in a module that FSDP wraps, got {', '.join(alone)}"
+            yield Problem(message, fix="Wrap the module that holds them too, and do not let FSDP ignore it.")
+
+    def _blocks_apart(self, view: ModelView, schedule: Schedule) -> Iterator[Problem]:
+        """Find units over several blocks where `lr_decay` is to give each block a learning rate of its own."""
+        decaying = {name for phase in schedule.phases if phase.lr_decay is not None for name in phase.params}
+        if not decaying:
+            return
+        number_of = block_numbers(generate(view.plain, "blocks"))
+        for path, flat in _units(self._root):
+            names = view.names_of[id(flat)]
+            if decaying.issuperset(names) and len({number_of[name] for name in names}) > 1:
+                message = (
+                    f"expected a unit for each block, since `lr_decay` gives each a learning rate of its own, got the "
+                    f"unit {path or type(view.plain).__name__} over several"
+                )
+                yield Problem(message, fix="Add the blocks to `awp_overrides`, or use_orig_params=True.")
 
     def _misaligned(self, view: ModelView, schedule: Schedule) -> Iterator[Problem]:
         phase_of = {name: number for number, phase in enumerate(schedule.phases) for name in phase.params}
@@ -148,6 +195,15 @@ def with_overrides(policy: Policy | None, chosen: Collection[nn.Module]) -> Poli
     return extended
 
 
+def _is_wrapped(module: nn.Module) -> bool:
+    return any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
+
+
+def _paths(module: nn.Module) -> dict[int, str]:
+    """By the identity of each module inside, its name without wrappers."""
+    return {id(part): plain_name(name) for name, part in module.named_modules()}
+
+
 def flat_view(module: nn.Module, root: nn.Module) -> ModelView:
     """View a module that FSDP has wrapped.
 
@@ -155,7 +211,7 @@ def flat_view(module: nn.Module, root: nn.Module) -> ModelView:
         module: The module as the user knows it, with wrapped parts.
         root: ``module`` or the unit that FSDP has made of it.
     """
-    paths = {id(part): plain_name(name) for name, part in module.named_modules()}
+    paths = _paths(module)
     units = [flat for _, flat in _units(root)]
     flat_ids = {id(flat) for flat in units}
     registered = {id(parameter) for parameter in module.parameters()}

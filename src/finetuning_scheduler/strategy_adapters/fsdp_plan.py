@@ -125,7 +125,7 @@ def _shard(root: nn.Module, name: str, module: nn.Module, arguments: Mapping[str
 
 def _is_sharded(root: nn.Module, name: str) -> bool:
     """Whether a module, or one that holds it, is a unit already."""
-    return any(isinstance(root.get_submodule(path), FSDPModule) for path in (name, *_paths_around(name)))
+    return any(isinstance(root.get_submodule(path), FSDPModule) for path in (name, *_paths_around(name), ""))
 
 
 def _paths_around(name: str) -> Iterator[str]:

@@ -13,8 +13,15 @@ from ..core.schedule import Schedule
 from ..errors import Problem
 
 
+def saves_optimizers(trainer: Trainer) -> bool:
+    """Whether a callback saves checkpoints with the optimizer's state."""
+    return any(not getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks)
+
+
 def stateless_optimizers(trainer: Trainer, schedule: Schedule) -> Iterator[Problem]:
-    """Find optimizers that keep no state: Lightning cannot load its own checkpoints of such an optimizer."""
+    """Find optimizers that keep no state: Lightning cannot load the checkpoints that it saves of such an optimizer."""
+    if not saves_optimizers(trainer):
+        return
     fix = "Give it momentum, or use ModelParallelStrategy with distributed checkpoints."
     message = "expected an optimizer that keeps state, since Lightning cannot load its checkpoint without any, got {}"
     for optimizer in trainer.optimizers:

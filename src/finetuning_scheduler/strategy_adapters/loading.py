@@ -29,7 +29,7 @@ _OPTIMIZER = "optimizer_0"  # Lightning's key of the only optimizer in a distrib
 _METADATA = "meta.pt"  # beside a distributed checkpoint's shards, Lightning keeps everything that is no tensor here
 
 
-def saved_metadata(path: str, *, weights_only: bool = True) -> Mapping[str, Any]:
+def saved_metadata(path: str, *, weights_only: bool | None) -> Mapping[str, Any]:
     """Read what a checkpoint, a file or a directory of shards, holds besides tensors."""
     file = Path(path)
     # Only the small part that is no tensor is read: the rest stays in the mapped file.
@@ -42,30 +42,34 @@ def saved_metadata(path: str, *, weights_only: bool = True) -> Mapping[str, Any]
     return content
 
 
-def saved_progress(path: str, state_key: str) -> Mapping[str, Any] | None:
+def saved_progress(path: str, state_key: str, *, weights_only: bool | None) -> Mapping[str, Any] | None:
     """Read the progress out of a checkpoint that a run is resumed from; ``None`` if it has none.
 
     Args:
         path: The checkpoint.
         state_key: Key of the scheduler's state.
+        weights_only: Refuse anything but tensors and plain values, as PyTorch does by default.
 
     Raises:
         CheckpointError: It is not there or cannot be read.
     """
     try:
-        callbacks: Mapping[str, Any] = saved_metadata(path).get("callbacks", {})
+        callbacks: Mapping[str, Any] = saved_metadata(path, weights_only=weights_only).get("callbacks", {})
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         message = f"expected a checkpoint to resume from, got {path} ({type(error).__name__}: {error})"
-        raise CheckpointError(Problem(message, fix="Name a checkpoint that the same strategy has written.")) from error
+        fix = "Name a checkpoint that the same strategy has written."
+        if isinstance(error, pickle.UnpicklingError):
+            fix = "Keep other objects than tensors and plain values out of `save_hyperparameters`."
+        raise CheckpointError(Problem(message, fix=fix)) from error
     return callbacks.get(state_key)
 
 
-def resume(trainer: Trainer, path: str, runner: PhaseRunner) -> dict[str, Any]:
+def resume(trainer: Trainer, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
     """Load weights, and the state and options of an optimizer that has the checkpoint's groups; return the rest."""
     optimizer = runner.optimizer
     stand_in = runner.emptied_optimizer(runner.phase)
     stand_in.param_groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
-    checkpoint = _load(trainer, path, runner, stand_in, weights_only=True)
+    checkpoint = _load(trainer, path, runner, stand_in, weights_only=weights_only)
     optimizer.state.clear()
     optimizer.state.update(stand_in.state)
     for group, loaded in zip(optimizer.param_groups, stand_in.param_groups, strict=True):
@@ -90,7 +94,7 @@ def restore(trainer: Trainer, path: str, runner: PhaseRunner, state_key: str, *,
 
 
 def _load(
-    trainer: Trainer, path: str, runner: PhaseRunner, stand_in: Optimizer, *, weights_only: bool
+    trainer: Trainer, path: str, runner: PhaseRunner, stand_in: Optimizer, *, weights_only: bool | None
 ) -> dict[str, Any]:
     """Let the strategy load a checkpoint, with the optimizer's state into a stand-in; return what it returns."""
     runner.optimizer.zero_grad(set_to_none=True)
@@ -103,7 +107,7 @@ def _load(
         return trainer.strategy.load_checkpoint(path, weights_only=weights_only)
 
 
-def _names_with_state(path: str, model: nn.Module, *, weights_only: bool) -> set[str]:
+def _names_with_state(path: str, model: nn.Module, *, weights_only: bool | None) -> set[str]:
     """Tell for which parameters a checkpoint holds optimizer state: none before a parameter's first step."""
     if Path(path).is_dir():
         prefix = f"{_OPTIMIZER}.state."

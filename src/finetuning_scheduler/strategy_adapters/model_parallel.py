@@ -108,9 +108,9 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
         plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
         check_replicas(plain, self._strategy.root_device)
 
-    def resume(self, path: str, runner: PhaseRunner) -> dict[str, Any]:
+    def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
         """Load with the groups of the checkpoint's phase."""
-        return loading.resume(self.trainer, path, runner)
+        return loading.resume(self.trainer, path, runner, weights_only=weights_only)
 
     def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
