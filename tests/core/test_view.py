@@ -12,6 +12,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.optim import SGD
 
 from finetuning_scheduler.core.generate import generate, phase_comments
+from finetuning_scheduler.core.reinit import sparse_parameters
 from finetuning_scheduler.core.runner import PhaseRunner
 from finetuning_scheduler.core.schedule import Schedule
 from finetuning_scheduler.core.view import ModelView, plain_name
@@ -74,7 +75,7 @@ def test_wrapped_modules_keep_names_order_kinds_and_sizes(wrapped: nn.Module) ->
     assert list(view.tensors) == [name for name, _ in model.named_parameters()]
     assert view.sizes == {name: parameter.numel() for name, parameter in model.named_parameters()}
     assert all(any(tensor is p for p in wrapped.parameters()) for tensor in view.tensors.values())
-    assert type(view.plain) is Net
+    assert type(view.plain).__name__ == "Net"
     assert not any(parameter.device.type != "meta" for parameter in view.plain.parameters())
     for heuristic in ("pairs", "blocks"):
         schedule = generate(model, heuristic)
@@ -84,7 +85,7 @@ def test_wrapped_modules_keep_names_order_kinds_and_sizes(wrapped: nn.Module) ->
 
 def test_a_whole_compiled_model_is_seen_through() -> None:
     view = ModelView.of(compiled(build()))
-    assert type(view.plain) is Net
+    assert type(view.plain).__name__ == "Net"
     assert list(view.tensors) == [name for name, _ in build().named_parameters()]
 
 
@@ -96,6 +97,41 @@ def test_other_names_of_tied_parameters_stay_known(wrapped: nn.Module) -> None:
     plain = ModelView.of(wrapped).plain
     assert [n for n, _ in plain.named_parameters(remove_duplicate=False)] == [plain_name(name) for name in expected]
     assert plain.again.weight is plain.head.weight is plain.twin.weight
+
+
+class Counter(nn.Module):
+    """Needs what its constructor sets, even to be hashed, as torchmetrics' metrics do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = {"count": 0}
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.state))
+
+
+class Delegating(nn.Module):
+    """Looks up in another module what it does not have."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+
+def test_modules_that_need_their_constructor_are_copied_too(wrapped: nn.Module) -> None:
+    wrapped.counter = Counter()
+    wrapped.outer = Delegating(nn.Linear(2, 2))
+    wrapped.sparse = nn.Embedding(3, 2, sparse=True)
+    view = ModelView.of(wrapped)
+    assert "outer.inner.weight" in view.tensors
+    assert view.sizes["sparse.weight"] == 6
+    assert sparse_parameters(view.plain) == {"sparse.weight"}
 
 
 def train(model: nn.Module | ModelView, module: nn.Module, schedule: object = PHASES) -> PhaseRunner:

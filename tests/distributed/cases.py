@@ -166,6 +166,14 @@ class WrappedByItself(Classifier):
         self.network = FullyShardedDataParallel(self.network, **self.options)
 
 
+class LayersWrapped(Classifier):
+    """FSDP1, wrapped in `configure_model`: every layer is a unit, the whole is none."""
+
+    def configure_model(self) -> None:
+        for name, layer in self.network.named_children():
+            setattr(self.network, name, FullyShardedDataParallel(layer, device_id=torch.device("cpu")))
+
+
 class HalfSharded(Classifier):
     """FSDP2: two layers are units, the others are left to the adapter's plan."""
 

@@ -138,6 +138,51 @@ def test_a_mistake_in_the_schedule_is_an_error_on_every_rank(tmp_path: Path) -> 
     assert "nowhere" in first
 
 
+def fit_with_a_gap(root: Path) -> str:
+    """The renumbered copy cannot be written, since a file is in the directory's place."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from finetuning_scheduler import FinetuningScheduler
+
+    schedule = {0: {"params": [*HEAD]}, 2: {"params": [*THIRD]}}
+    scheduler = FinetuningScheduler(schedule, log_dir=root / "file")
+    with pytest.raises(MisconfigurationException) as error:
+        cases.make_trainer(root, 2, cases.ddp(), callbacks=[scheduler]).fit(Classifier())
+    return str(error.value)
+
+
+def test_a_copy_that_cannot_be_written_is_told_on_every_rank(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    first, second = harness.run_ranks(fit_with_a_gap, 2, tmp_path)
+    assert first == second
+    assert "no copy with the phases renumbered from 0 could be written" in first
+
+
+class Surprising(dict):
+    """A schedule that fails in a way nobody thinks of, on rank zero alone."""
+
+    def items(self) -> Any:
+        if harness.rank() == 0:
+            raise ZeroDivisionError("nobody thinks of it")
+        return super().items()
+
+
+def fit_with_a_surprise(root: Path) -> str:
+    from finetuning_scheduler import FinetuningScheduler
+
+    scheduler = FinetuningScheduler(Surprising(PHASES), restore_best=False)
+    with pytest.raises((ZeroDivisionError, RuntimeError)) as error:
+        cases.make_trainer(root, 2, cases.ddp(), callbacks=[scheduler]).fit(Classifier())
+    return f"{type(error.value).__name__}: {error.value}"
+
+
+def test_any_failure_of_rank_zero_ends_the_others(tmp_path: Path) -> None:
+    assert harness.run_ranks(fit_with_a_surprise, 2, tmp_path, timeout=30) == [
+        "ZeroDivisionError: nobody thinks of it",
+        "RuntimeError: ZeroDivisionError: nobody thinks of it",
+    ]
+
+
 def generate_only(root: Path) -> object:
     from finetuning_scheduler import FinetuningScheduler
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
 
 SCHEDULE: dict[int, dict[str, Any]] = {
     0: {"params": [*HEAD], "max_transition_epoch": 2},
@@ -148,6 +151,61 @@ def test_hooks_and_settings_survive_every_thaw(tmp_path: Path) -> None:
         upper = HEAD_SIZE + UPPER_SIZE
         assert sent == {HEAD_SIZE: 8, upper: 6, upper + LOWER_SIZE: 10}  # elements sent in a step: steps
         assert settings == {"gradient_as_bucket_view": True, "wraps with init_sync": False}
+
+
+class PowerSGD(Classifier):
+    """Registers a hook that remembers an error for each bucket of gradients."""
+
+    def on_fit_start(self) -> None:
+        state = PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2, min_compression_rate=0.5)
+        self.trainer.strategy.model.register_comm_hook(state, powerSGD_hook)
+
+
+def test_a_hook_that_remembers_buckets_goes_on_with_those_of_the_next_phase(tmp_path: Path) -> None:
+    first, second = harness.run_ranks(partial(cases.fit, module=PowerSGD), 2, tmp_path, 2, cases.ddp)
+    assert [epoch.phase for epoch in first] == [0, 1, 2]
+    cases.assert_same_epochs(first, second, tolerance=0)
+
+
+class WatchReducers(cases.pl.Callback):
+    """Counts the reducers that are there when another is made, and sees whether weights are sent again."""
+
+    def __init__(self) -> None:
+        self.alive: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+        self.others_when_made: list[int] = []
+        self.frozen_weight_kept = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        make = DistributedDataParallel.__init__
+
+        def counted(reducer: Any, *arguments: Any, **options: Any) -> None:
+            self.others_when_made.append(len(self.alive))
+            make(reducer, *arguments, **options)
+            self.alive.add(reducer)
+
+        self.alive.add(trainer.strategy.model)
+        DistributedDataParallel.__init__ = counted
+        if harness.rank() == 1:
+            pl_module.network.first.bias.data.fill_(7.0)  # frozen until the last phase
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 1:  # phase 1
+            self.frozen_weight_kept = bool((pl_module.network.first.bias == 7.0).all())
+
+
+def watch_reducers(root: Path) -> tuple[list[int], bool]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    watch = WatchReducers()
+    callbacks = [FinetuningScheduler(cases.AN_EPOCH_EACH, max_depth=1, restore_best=False), watch]
+    cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks).fit(Classifier(cases.adamw))
+    return watch.others_when_made, watch.frozen_weight_kept
+
+
+def test_the_old_reducer_goes_first_and_weights_are_not_sent_again(tmp_path: Path) -> None:
+    (others, _), (also, kept) = harness.run_ranks(watch_reducers, 2, tmp_path)
+    assert others == also == [0]
+    assert kept
 
 
 class Disturb(cases.pl.Callback):

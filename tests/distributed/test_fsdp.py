@@ -102,6 +102,39 @@ def test_no_decay_is_right_with_original_parameters_and_refused_without(tmp_path
     )
 
 
+class HeadOutside(Classifier):
+    """The head is in no unit."""
+
+    def configure_model(self) -> None:
+        for name, layer in self.network.named_children():
+            if name != "head":
+                setattr(self.network, name, FullyShardedDataParallel(layer, device_id=torch.device("cpu")))
+
+
+def test_parameters_in_no_unit_are_refused(tmp_path: Path) -> None:
+    assert cases.refused_message(tmp_path, cases.FSDPOnCPU, module=HeadOutside) == (
+        "expected every parameter to thaw in a module that FSDP wraps, got network.head.bias, network.head.weight. "
+        "Fix: Wrap the module that holds them too, and do not let FSDP ignore it."
+    )
+
+
+def test_learning_rates_by_block_need_a_unit_for_each_block(tmp_path: Path) -> None:
+    below = ["network.(first|second|third|norm).*"]
+    schedule = {0: {"params": [*HEAD], "max_transition_epoch": 1}, 1: {"params": below, "lr": 0.01, "lr_decay": 0.5}}
+    strategy, adapter = partial(FLAT, auto_wrap_policy=None), {"awp_overrides": ["network.head"]}
+    assert cases.refused_message(tmp_path, strategy, schedule=schedule, adapter=adapter) == (
+        "expected a unit for each block, since `lr_decay` gives each a learning rate of its own, got the unit "
+        "Classifier over several. Fix: Add the blocks to `awp_overrides`, or use_orig_params=True."
+    )
+
+
+def test_an_optimizer_without_state_trains_where_nothing_is_saved(tmp_path: Path) -> None:
+    run = partial(fit, optimizer=partial(torch.optim.SGD, lr=0.1))
+    (expected,) = harness.run_ranks(run, 1, tmp_path / "one", 1)
+    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.fsdp):
+        cases.assert_same_epochs(epochs, expected)
+
+
 @pytest.mark.parametrize("sharding", ["SHARD_GRAD_OP", "NO_SHARD"])
 @pytest.mark.parametrize("strategy", [cases.fsdp, FLAT], ids=["original", "flat"])
 def test_other_sharding_strategies_train_the_same(strategy: Any, sharding: str, tmp_path: Path) -> None:
@@ -121,7 +154,8 @@ def test_full_checkpoints_of_flattened_parameters_are_refused(tmp_path: Path) ->
 def test_everything_that_is_wrong_comes_in_one_report(tmp_path: Path) -> None:
     strategy = partial(FLAT, auto_wrap_policy=None)
     plain = partial(torch.optim.SGD, lr=0.1)
-    message = cases.refused_message(tmp_path, strategy, module=NoDecay, optimizer=plain, gradient_clip_val=1.0)
+    options = {"gradient_clip_val": 1.0, "enable_checkpointing": True}
+    message = cases.refused_message(tmp_path, strategy, module=NoDecay, optimizer=plain, **options)
     assert message.startswith("4 problems found:\n1. expected an optimizer that keeps state")
     assert "\n2. expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by norm" in message
     assert "\n3. expected no `no_decay` list" in message
@@ -193,6 +227,28 @@ def units_with_overrides(root: Path, policy: Any) -> tuple[list[str], bool]:
     trainer.fit(Classifier(cases.adamw))
     # A unit's name ends in the name of the module that it wraps.
     return sorted({unit.rstrip(".") for unit in units}), strategy.kwargs == before
+
+
+def policy_after_a_failure(root: Path) -> bool:
+    from finetuning_scheduler import FinetuningScheduler
+
+    strategy = cases.fsdp()
+    before = strategy.kwargs["auto_wrap_policy"]
+    adapter = {"awp_overrides": ["network.head"]}
+    scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=adapter)
+    module = Failing(cases.adamw)
+    with pytest.raises(ValueError, match="no optimizer today"):
+        cases.make_trainer(root, 2, strategy, callbacks=[scheduler]).fit(module)
+    return strategy.kwargs["auto_wrap_policy"] is before and "configure_model" not in vars(module)
+
+
+class Failing(Classifier):
+    def configure_optimizers(self) -> Any:
+        raise ValueError("no optimizer today")
+
+
+def test_a_fit_that_fails_while_it_is_set_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert harness.run_ranks(policy_after_a_failure, 2, tmp_path) == [True, True]
 
 
 def is_first(module: nn.Module) -> bool:

@@ -165,6 +165,54 @@ def test_a_checkpoint_between_a_thaw_and_its_first_step_resumes(name: str, tmp_p
             cases.assert_same_epochs(epochs, whole[epoch:], tolerance=0)
 
 
+class Scaled(torch.optim.AdamW):
+    """Keeps an attribute of its own that its step needs."""
+
+    def __init__(self, parameters: Any, scale: float) -> None:
+        super().__init__(parameters, lr=0.01)
+        self.scale = scale
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.scale)
+        return super().step(closure)
+
+
+def test_an_optimizer_with_attributes_of_its_own_resumes(tmp_path: Path) -> None:
+    options = {"strategy": cases.fsdp2, "module": cases.Sharded, "optimizer": partial(Scaled, scale=0.5)}
+    run = partial(fit, tmp_path, 2, **options, extra=SaveBeforeTheFirstStep)
+    (whole, _) = harness.run_ranks(run, 2)
+    for epochs in harness.run_ranks(partial(run, resume_from=str(tmp_path / "2.ckpt")), 2):
+        cases.assert_same_epochs(epochs, whole[2:], tolerance=0)
+
+
+def fit_twice(root: Path, strategy: Callable[[], Any], again_from: str | None) -> list[tuple[int, int]]:
+    """Fit, then fit once more with the same trainer: from a checkpoint, or on from where the first fit ended."""
+    from finetuning_scheduler import FinetuningScheduler
+
+    plan = PLAN if strategy is cases.fsdp2 else None
+    scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=plan)
+    recorder = cases.Recorder(lambda: scheduler.curr_depth)
+    callbacks = [scheduler, recorder, SaveBeforeTheFirstStep(root)]
+    trainer = cases.make_trainer(root, 2, strategy(), callbacks=callbacks)
+    module = Classifier(cases.adamw)
+    trainer.fit(module)
+    recorder.epochs.clear()
+    trainer.fit_loop.max_epochs = 7
+    trainer.fit(module, ckpt_path=again_from)
+    return [(epoch.epoch, epoch.phase) for epoch in recorder.epochs]
+
+
+@pytest.mark.parametrize("strategy", [cases.ddp, cases.fsdp2], ids=["ddp", "fsdp2"])
+def test_a_trainer_that_has_fitted_fits_again_from_a_checkpoint_of_an_earlier_phase(
+    strategy: Callable[[], Any], tmp_path: Path
+) -> None:
+    for epochs in harness.run_ranks(fit_twice, 2, tmp_path, strategy, str(tmp_path / "1.ckpt")):
+        assert epochs == [(1, 1), (2, 2)]
+
+
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +253,42 @@ def test_a_plan_shards_what_is_not_sharded_yet_and_the_first_entry_of_a_module_c
             "network.third": True,
             "network.head": False,
         }
+
+
+PLAN = {"fsdp_plan": {LAYERS: None, "network": None}}
+
+
+def validated(root: Path, strategy: Callable[[], Any]) -> tuple[float, float, bool]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    plan = PLAN if strategy is cases.fsdp2 else None
+    scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=plan)
+    trainer = cases.make_trainer(root, 2, strategy(), callbacks=[scheduler])
+    module = Classifier(cases.adamw)
+    (before,) = trainer.validate(module)
+    trainer.fit(module)
+    (after,) = trainer.validate(module)
+    return before["val_loss"], after["val_loss"], "configure_model" in vars(module)
+
+
+def test_a_plan_is_carried_out_for_validation_too(tmp_path: Path) -> None:
+    (expected_before, expected_after, _), _ = harness.run_ranks(validated, 2, tmp_path, cases.ddp)
+    for before, after, is_hooked in harness.run_ranks(validated, 2, tmp_path, cases.fsdp2):
+        assert before == pytest.approx(expected_before, abs=1e-5)
+        assert after == pytest.approx(expected_after, abs=1e-5)
+        assert not is_hooked
+
+
+class WholeModule(Classifier):
+    """Shards the LightningModule itself."""
+
+    def configure_model(self) -> None:
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+
+def test_what_lies_in_a_sharded_lightning_module_is_left_alone(tmp_path: Path) -> None:
+    for seen in harness.run_ranks(units, 2, tmp_path, WholeModule, PLAN):
+        assert seen == {"": False}
 
 
 def test_everything_that_is_wrong_with_a_plan_comes_in_one_report(tmp_path: Path) -> None:
@@ -288,7 +372,8 @@ class HeadUnsharded(cases.TensorParallel):
 def test_full_checkpoints_are_refused_where_lightning_cannot_load_them(tmp_path: Path) -> None:
     strategy = partial(cases.fsdp2, save_distributed_checkpoint=False)
     adapter = {"fsdp_plan": {LAYERS: {"act_ckpt": "wrapped"}, "network": None}}
-    message = cases.refused_message(tmp_path, strategy, adapter=adapter, optimizer=partial(torch.optim.SGD, lr=0.1))
+    plain = partial(torch.optim.SGD, lr=0.1)
+    message = cases.refused_message(tmp_path, strategy, adapter=adapter, optimizer=plain, enable_checkpointing=True)
     assert message.splitlines() == [
         "2 problems found:",
         "1. expected an optimizer that keeps state, since Lightning cannot load its checkpoint without any, got SGD "

@@ -84,6 +84,11 @@ STRATEGIES = {
     ),
     "fsdp cpu offload": Case(cases.fsdp_cpu_offload, variant=True),
     "fsdp wrapped by the module": Case(cases.FSDPOnCPU, module=cases.WrappedByItself, variant=True),
+    "fsdp layers wrapped by the module": Case(
+        partial(cases.FSDPOnCPU, use_orig_params=True, state_dict_type="sharded"),
+        module=cases.LayersWrapped,
+        variant=True,
+    ),
     "fsdp use_orig_params=False": Case(FLAT),
     "fsdp use_orig_params=False, awp_overrides": Case(
         partial(FLAT, auto_wrap_policy=None),
