@@ -226,7 +226,9 @@ class FinetuningScheduler(AttachableCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module."""
         if stage != "fit":
-            self._adapt(trainer, pl_module)
+            # What an adapter shards has to be sharded to be validated or tested, too.
+            if trainer.strategy.restore_checkpoint_after_setup:
+                self._adapt(trainer, pl_module)
             return
         continues = self.trainer is trainer and self.pl_module is pl_module
         self._loaded = self._runner.state_dict() if continues and self._runner is not None else None

@@ -192,8 +192,8 @@ def fit_twice(root: Path, strategy: Callable[[], Any], again_from: str | None) -
     """Fit, then fit once more with the same trainer: from a checkpoint, or on from where the first fit ended."""
     from finetuning_scheduler import FinetuningScheduler
 
-    plan = PLAN if strategy is cases.fsdp2 else None
-    scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=plan)
+    adapter = {cases.fsdp2: PLAN, cases.fsdp: {"awp_overrides": ["network.head"]}}.get(strategy)
+    scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=adapter)
     recorder = cases.Recorder(lambda: scheduler.curr_depth)
     callbacks = [scheduler, recorder, SaveBeforeTheFirstStep(root)]
     trainer = cases.make_trainer(root, 2, strategy(), callbacks=callbacks)
@@ -205,7 +205,27 @@ def fit_twice(root: Path, strategy: Callable[[], Any], again_from: str | None) -
     return [(epoch.epoch, epoch.phase) for epoch in recorder.epochs]
 
 
-@pytest.mark.parametrize("strategy", [cases.ddp, cases.fsdp2], ids=["ddp", "fsdp2"])
+class Remembering(Classifier):
+    """Its hyper-parameters hold a function, which a checkpoint gives back only if anything may be loaded."""
+
+    def __init__(self, optimizer: Callable[[Any], Any]) -> None:
+        super().__init__(optimizer)
+        self.save_hyperparameters()
+
+
+def resume_with_a_foreign_object(root: Path) -> str:
+    options: dict[str, Any] = {"strategy": cases.fsdp2, "module": Remembering, "adapter": PLAN}
+    fit(root, 2, **options, extra=SaveBeforeTheFirstStep)
+    return cases.refused(root, 2, **options, resume_from=str(root / "1.ckpt"))
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_named_with_the_fix(tmp_path: Path) -> None:
+    for message in harness.run_ranks(resume_with_a_foreign_object, 2, tmp_path):
+        assert message.startswith(f"expected a checkpoint to resume from, got {tmp_path / '1.ckpt'} (UnpicklingError: ")
+        assert message.endswith("Fix: Keep other objects than tensors and plain values out of `save_hyperparameters`.")
+
+
+@pytest.mark.parametrize("strategy", [cases.ddp, cases.fsdp, cases.fsdp2], ids=["ddp", "fsdp", "fsdp2"])
 def test_a_trainer_that_has_fitted_fits_again_from_a_checkpoint_of_an_earlier_phase(
     strategy: Callable[[], Any], tmp_path: Path
 ) -> None:

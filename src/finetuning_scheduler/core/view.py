@@ -106,7 +106,7 @@ def structure_of(model: nn.Module, replacements: Mapping[int, Mapping[str, nn.Pa
 
 
 class _Structure:
-    """Makes a copy of one model's structure; what is shared in the model is shared in the copy."""
+    """Makes a copy of one model's structure; parameters that it shares are shared in the copy."""
 
     def __init__(self, replacements: Mapping[int, Mapping[str, nn.Parameter]]) -> None:
         self._replacements = replacements

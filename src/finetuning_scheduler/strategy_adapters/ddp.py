@@ -24,4 +24,8 @@ class DDPStrategyAdapter(StrategyAdapter):
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
         """Compare the replicas."""
-        check_replicas(parameters, self.trainer.strategy.root_device)
+        expected = (
+            "gradients to be averaged over ranks: is `no_sync` used, or a module called outside of the "
+            "LightningModule's steps?"
+        )
+        check_replicas(parameters, self.trainer.strategy.root_device, expected)

@@ -106,7 +106,11 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
         """Compare the plain tensors, of which every rank has a copy."""
         plain = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
-        check_replicas(plain, self._strategy.root_device)
+        expected = (
+            "plain tensors to begin equal and to get equal gradients: does `seed_everything` come before the module is "
+            "made, and do the ranks of a tensor-parallel group get the same rows?"
+        )
+        check_replicas(plain, self._strategy.root_device, expected)
 
     def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
         """Load with the groups of the checkpoint's phase."""

@@ -9,12 +9,13 @@ import torch.distributed
 from torch import nn
 
 
-def check_replicas(parameters: Iterable[nn.Parameter], device: torch.device) -> None:
+def check_replicas(parameters: Iterable[nn.Parameter], device: torch.device, expected: str) -> None:
     """Compare a fingerprint of two numbers a rank, summed in double precision.
 
     Args:
         parameters: The same plain tensors, in the same order, on every rank.
         device: One that the ranks' process group can send from.
+        expected: What keeps the copies equal, for the message.
 
     Raises:
         RuntimeError: The ranks' copies differ.
@@ -30,6 +31,5 @@ def check_replicas(parameters: Iterable[nn.Parameter], device: torch.device) -> 
     if odd:
         raise RuntimeError(
             f"The ranks' copies of the model differ after the first step of a phase (ranks {odd} from rank 0). "
-            "Expected gradients to be averaged over ranks: is `no_sync` used, or a module called outside of the "
-            "LightningModule's steps?"
+            f"Expected {expected}"
         )
