@@ -136,6 +136,13 @@ class Worsening(Classifier):
     penalty = 100.0
 
 
+class Compiled(Classifier):
+    """One layer is compiled."""
+
+    def configure_model(self) -> None:
+        self.network.second = torch.compile(self.network.second, backend="aot_eager")
+
+
 class Sharded(Classifier):
     """FSDP2: every layer and the whole are units."""
 

@@ -233,6 +233,37 @@ def test_the_best_checkpoint_of_another_optimizer_is_restored(name: str, tmp_pat
             cases.assert_same_epochs(epochs, expected[epoch + 1 :])
 
 
+WITHIN_AN_EPOCH = {**cases.AN_EPOCH_EACH, 1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_step": 5}}
+PLAN = STRATEGIES["fsdp2 plan"].adapter
+
+
+@pytest.mark.parametrize(
+    ("strategy", "module", "adapter"),
+    [
+        (cases.ddp, Classifier, None),
+        (cases.fsdp, Classifier, None),
+        (FLAT, Classifier, None),
+        (cases.fsdp2, Classifier, PLAN),
+        (cases.tensor_parallel, cases.TensorParallel, None),
+    ],
+    ids=["ddp", "fsdp", "fsdp use_orig_params=False", "fsdp2", "tensor parallel"],
+)
+def test_gradients_can_be_accumulated(strategy: Any, module: type[Classifier], adapter: Any, tmp_path: Path) -> None:
+    run = partial(cases.fit, schedule=WITHIN_AN_EPOCH, accumulate_grad_batches=2)
+    (expected,) = harness.run_ranks(run, 1, tmp_path / "one", 1)
+    run = partial(run, module=module, adapter=adapter)
+    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, strategy):
+        cases.assert_same_epochs(epochs, expected)
+
+
+@pytest.mark.parametrize(("strategy", "adapter"), [(cases.ddp, None), (cases.fsdp2, PLAN)], ids=["ddp", "fsdp2"])
+def test_layers_can_be_compiled(strategy: Any, adapter: Any, tmp_path: Path) -> None:
+    (expected,) = harness.run_ranks(cases.fit, 1, tmp_path / "one", 1)
+    run = partial(cases.fit, module=cases.Compiled, adapter=adapter)
+    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, strategy):
+        cases.assert_same_epochs(epochs, expected)
+
+
 ACROSS_WORLD_SIZES = {
     "ddp": {1: ALONE, 2: STRATEGIES["ddp adamw"]},
     "fsdp2": {ranks: Case(partial(cases.fsdp2, ranks), module=cases.Sharded) for ranks in (1, 2)},
