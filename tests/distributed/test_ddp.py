@@ -235,6 +235,42 @@ def test_replicas_that_drift_apart_end_the_run_after_the_first_step_of_a_phase(t
         assert step == 9  # two epochs of four steps, and one
 
 
+class SaveFirstEpoch(cases.pl.Callback):
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.root / "first.ckpt")
+
+
+class DisturbHead(cases.pl.Callback):
+    """Changes one rank's replica before its first step. List it before the scheduler."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if harness.rank() == 1:
+            with torch.no_grad():
+                pl_module.network.head.weight[0, 0] += 1e-3
+
+
+def resume_disturbed(root: Path) -> tuple[str, int]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    callbacks = [DisturbHead(), FinetuningScheduler(SCHEDULE, restore_best=False)]
+    trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20)
+    with pytest.raises(RuntimeError) as error:
+        trainer.fit(Classifier(cases.adamw), ckpt_path=root / "first.ckpt")
+    return str(error.value), trainer.global_step
+
+
+def test_replicas_are_compared_after_the_first_step_of_a_resumed_run_too(tmp_path: Path) -> None:
+    """The run is resumed inside phase 0, where no transition is due for an epoch."""
+    harness.run_ranks(partial(cases.fit, schedule=SCHEDULE, extra=SaveFirstEpoch), 2, tmp_path, 2, cases.ddp)
+    for message, step in harness.run_ranks(resume_disturbed, 2, tmp_path):
+        assert "differ after the first step of a phase (ranks [1] from rank 0)" in message
+        assert step == 5  # an epoch of four steps, and one
+
+
 def overlapping(parameters: Any) -> torch.optim.Optimizer:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
