@@ -270,7 +270,8 @@ class FinetuningScheduler(AttachableCallback):
             if self._carried_on:
                 self._carry_on(trainer, self._runner)
         source = self._schedule_source if isinstance(self._schedule_source, (str, PathLike)) else None
-        path = save_on_rank_zero(trainer, self._runner.schedule, view.plain, str(self.log_dir), source)
+        share = self.strategy_adapter.from_rank_zero
+        path = save_on_rank_zero(trainer, share, self._runner.schedule, view.plain, str(self.log_dir), source)
         self._report(logging.INFO, f"The schedule in force is saved as {path}.")
         self._announce(trainer, self._runner)
         self._unchecked_replicas = True
@@ -482,7 +483,11 @@ class FinetuningScheduler(AttachableCallback):
         # Rank zero alone reads files and draws up the schedule.
         arguments = (str(self.log_dir), self.reinit_optim_cfg, self.reinit_lr_cfg)
         try:
-            outcome = on_rank_zero(trainer, lambda: resolve_source(self._schedule_source, view.plain, *arguments))
+            outcome = on_rank_zero(
+                trainer,
+                self.strategy_adapter.from_rank_zero,
+                lambda: resolve_source(self._schedule_source, view.plain, *arguments),
+            )
         except ScheduleError as error:
             if problems:
                 raise ScheduleError([*error.problems, *problems]) from error
@@ -523,7 +528,8 @@ class FinetuningScheduler(AttachableCallback):
     def _generate_and_exit(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plain = self.strategy_adapter.view(pl_module).plain
         with _as_misconfiguration():
-            path = save_on_rank_zero(trainer, generate(plain), plain, str(self.log_dir))
+            share = self.strategy_adapter.from_rank_zero
+            path = save_on_rank_zero(trainer, share, generate(plain), plain, str(self.log_dir))
             self._report(logging.INFO, f"The default schedule was written to {path}.")
         trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
         raise SystemExit(0)

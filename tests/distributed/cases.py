@@ -412,6 +412,11 @@ def assert_same_epochs(actual: list[Epoch], expected: list[Epoch], tolerance: fl
 
 # --- scheduled runs --------------------------------------------------------------------------------------------------
 
+SCHEDULE: dict[int, dict[str, Any]] = {
+    0: {"params": [*HEAD], "max_transition_epoch": 2},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.05, "max_transition_step": 14},
+    2: {"params": [*NORM, *FIRST], "lr": 0.02, "max_transition_epoch": 6},
+}
 AN_EPOCH_EACH: dict[int, dict[str, Any]] = {
     0: {"params": [*HEAD], "max_transition_epoch": 1},
     1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_epoch": 2},

@@ -13,17 +13,12 @@ import cases
 import harness
 import pytest
 import torch
-from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
+from cases import SCHEDULE, Classifier
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-SCHEDULE: dict[int, dict[str, Any]] = {
-    0: {"params": [*HEAD], "max_transition_epoch": 2},
-    1: {"params": [*THIRD, *SECOND], "lr": 0.05, "max_transition_step": 14},
-    2: {"params": [*NORM, *FIRST], "lr": 0.02, "max_transition_epoch": 6},
-}
 HEAD_SIZE, UPPER_SIZE, LOWER_SIZE = 68, 272 + 272, 32 + 144
 
 
@@ -209,30 +204,15 @@ def test_the_old_reducer_goes_first_and_weights_are_not_sent_again(tmp_path: Pat
 
 
 class Disturb(cases.pl.Callback):
-    """Changes one rank's replica before the second phase's first step. List it before the scheduler."""
+    """Changes one rank's replica before each step of an epoch. List it before the scheduler."""
+
+    def __init__(self, layer: str, epoch: int) -> None:
+        self.layer, self.epoch = layer, epoch
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        if trainer.current_epoch == 2 and harness.rank() == 1:
+        if trainer.current_epoch == self.epoch and harness.rank() == 1:
             with torch.no_grad():
-                pl_module.network.third.weight[0, 0] += 1e-3
-
-
-def fit_disturbed(root: Path) -> tuple[str, int]:
-    from finetuning_scheduler import FinetuningScheduler
-
-    callbacks = [Disturb(), FinetuningScheduler(SCHEDULE, restore_best=False)]
-    trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20)
-    with pytest.raises(RuntimeError) as error:
-        trainer.fit(Classifier(cases.adamw))
-    return str(error.value), trainer.global_step
-
-
-def test_replicas_that_drift_apart_end_the_run_after_the_first_step_of_a_phase(tmp_path: Path) -> None:
-    for message, step in harness.run_ranks(fit_disturbed, 2, tmp_path):
-        assert message.startswith(
-            "The ranks' copies of the model differ after the first step of a phase (ranks [1] from rank 0). Expected"
-        )
-        assert step == 9  # two epochs of four steps, and one
+                pl_module.get_parameter(f"network.{self.layer}.weight")[0, 0] += 1e-3
 
 
 class SaveFirstEpoch(cases.pl.Callback):
@@ -244,30 +224,30 @@ class SaveFirstEpoch(cases.pl.Callback):
             trainer.save_checkpoint(self.root / "first.ckpt")
 
 
-class DisturbHead(cases.pl.Callback):
-    """Changes one rank's replica before its first step. List it before the scheduler."""
-
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        if harness.rank() == 1:
-            with torch.no_grad():
-                pl_module.network.head.weight[0, 0] += 1e-3
-
-
-def resume_disturbed(root: Path) -> tuple[str, int]:
+def fit_disturbed(root: Path, layer: str, epoch: int, resume_from: Path | None = None) -> tuple[str, int]:
     from finetuning_scheduler import FinetuningScheduler
 
-    callbacks = [DisturbHead(), FinetuningScheduler(SCHEDULE, restore_best=False)]
+    callbacks = [Disturb(layer, epoch), FinetuningScheduler(SCHEDULE, restore_best=False)]
     trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20)
     with pytest.raises(RuntimeError) as error:
-        trainer.fit(Classifier(cases.adamw), ckpt_path=root / "first.ckpt")
+        trainer.fit(Classifier(cases.adamw), ckpt_path=resume_from)
     return str(error.value), trainer.global_step
+
+
+DRIFT = "The ranks' copies of the model differ after the first step of a phase (ranks [1] from rank 0). Expected"
+
+
+def test_replicas_that_drift_apart_end_the_run_after_the_first_step_of_a_phase(tmp_path: Path) -> None:
+    for message, step in harness.run_ranks(fit_disturbed, 2, tmp_path, "third", 2):
+        assert message.startswith(DRIFT)
+        assert step == 9  # two epochs of four steps, and one
 
 
 def test_replicas_are_compared_after_the_first_step_of_a_resumed_run_too(tmp_path: Path) -> None:
     """The run is resumed inside phase 0, where no transition is due for an epoch."""
     harness.run_ranks(partial(cases.fit, schedule=SCHEDULE, extra=SaveFirstEpoch), 2, tmp_path, 2, cases.ddp)
-    for message, step in harness.run_ranks(resume_disturbed, 2, tmp_path):
-        assert "differ after the first step of a phase (ranks [1] from rank 0)" in message
+    for message, step in harness.run_ranks(fit_disturbed, 2, tmp_path, "head", 1, tmp_path / "first.ckpt"):
+        assert message.startswith(DRIFT)
         assert step == 5  # an epoch of four steps, and one
 
 

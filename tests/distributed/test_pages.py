@@ -22,20 +22,23 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def instead(page: str, number: int) -> str:
-    """The page's program with one of the page's other blocks in place of its own strategy and scheduler."""
+def instead(page: str, block: str) -> str:
+    """The page's program with a block in place of its own strategy and scheduler."""
     before, after = blocks(page)[0].split("\nL.seed_everything")
-    return f"{before}\n{blocks(page)[number]}\nL.seed_everything{after}"
+    return f"{before}\n{block}\nL.seed_everything{after}"
 
 
-def with_method(page: str, number: int, **replacements: str) -> str:
+def with_method(page: str, number: int) -> str:
     """The page's program with one of the page's other blocks as a method of the module."""
     method = textwrap.indent(blocks(page)[number], "    ")
-    program = blocks(page)[0].replace("    def configure_optimizers", f"{method}\n    def configure_optimizers")
+    return clipped(blocks(page)[0].replace("    def configure_optimizers", f"{method}\n    def configure_optimizers"))
+
+
+def clipped(program: str) -> str:
     return program.replace("max_epochs=20", "max_epochs=20, gradient_clip_val=0.05")
 
 
-def on_one_device(rows: int, clipped: bool = False) -> str:
+def on_one_device(rows: int) -> str:
     """The first page's program on one device, with the rows in the order in which Lightning shares them out."""
     program = blocks("ddp")[0].replace('devices=2, strategy="ddp"', "devices=1")
     loader = "DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8)"
@@ -45,12 +48,11 @@ def on_one_device(rows: int, clipped: bool = False) -> str:
         batch_size={rows},
         sampler=torch.utils.data.DistributedSampler(data, num_replicas=1, rank=0, shuffle=seed == 1),
     )"""
-    program = program.replace(loader, same_order)
-    return program.replace("max_epochs=20", "max_epochs=20, gradient_clip_val=0.05") if clipped else program
+    return program.replace(loader, same_order)
 
 
-FLAT = instead("fsdp", 1).replace("self.parameters()", "self.trainer.model.parameters()")
-MIXED_PRECISION = "from torch.distributed.fsdp import MixedPrecisionPolicy\n" + instead("fsdp2", 1)
+FLAT = instead("fsdp", blocks("fsdp")[1]).replace("self.parameters()", "self.trainer.model.parameters()")
+MIXED_PRECISION = "from torch.distributed.fsdp import MixedPrecisionPolicy\n" + instead("fsdp2", blocks("fsdp2")[1])
 PROGRAMS: dict[str, tuple[str, int]] = {  # with the rows of a combined batch
     "ddp": (blocks("ddp")[0], 16),
     "fsdp": (blocks("fsdp")[0], 16),
@@ -76,7 +78,8 @@ def run(program: str, root: Path) -> tuple[int, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_page_trains_what_one_device_would(name: str, tmp_path: Path) -> None:
     program, rows = PROGRAMS[name]
-    (alone, expected), *_ = harness.run_ranks(run, 1, on_one_device(rows, "clipped" in name), tmp_path)
+    reference = clipped(on_one_device(rows)) if "clipped" in name else on_one_device(rows)
+    (alone, expected), *_ = harness.run_ranks(run, 1, reference, tmp_path)
     for depth, weights in harness.run_ranks(run, 2, program, tmp_path):
         assert depth == alone == 2
         # A bfloat16 has 8 bits of precision; its rounding changes what the optimizer makes of small gradients.
@@ -85,7 +88,7 @@ def test_a_page_trains_what_one_device_would(name: str, tmp_path: Path) -> None:
 
 
 def test_a_plan_shards_the_other_dimension_of_a_mesh(tmp_path: Path) -> None:
-    program = instead("tensor_parallel", 2).replace(
+    program = instead("tensor_parallel", blocks("tensor_parallel")[2]).replace(
         "data_parallel_size=1, tensor_parallel_size=2", "data_parallel_size=2, tensor_parallel_size=2"
     )
     (alone, expected), *_ = harness.run_ranks(run, 1, on_one_device(16), tmp_path)
@@ -97,11 +100,9 @@ def test_a_plan_shards_the_other_dimension_of_a_mesh(tmp_path: Path) -> None:
 def test_an_adapter_of_ones_own_is_used(tmp_path: Path) -> None:
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "adapters.py").write_text(blocks("adapters")[0], encoding="utf-8")
-    program = instead("ddp", 0).split("L.seed_everything")
-    options = blocks("adapters")[1].replace("FinetuningScheduler(", "FinetuningScheduler(schedule, ")
-    scheduler = f"import sys\nsys.path.insert(0, '.')\n{options}L.seed_everything"
-    program_with_adapter = f"{blocks('ddp')[0].split('L.seed_everything')[0]}{scheduler}{program[-1]}"
-    for lines in harness.run_ranks(printed, 2, program_with_adapter, tmp_path):
+    scheduler = blocks("adapters")[1].replace("FinetuningScheduler(", "FinetuningScheduler(schedule, ")
+    program = instead("ddp", f"import sys\nsys.path.insert(0, '.')\n{scheduler}")
+    for lines in harness.run_ranks(printed, 2, program, tmp_path):
         assert lines == [f"phase: {count} tensors are trainable" for count in (2, 4, 8)]
 
 

@@ -14,18 +14,11 @@ import cases
 import harness
 import pytest
 import torch
-from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier, Epoch, Recorder
+from cases import SCHEDULE, SECOND, THIRD, Classifier, Epoch, Recorder
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
 pytestmark = pytest.mark.distributed
-
-SCHEDULE: dict[int, dict[str, Any]] = {
-    0: {"params": [*HEAD], "max_transition_epoch": 2},
-    1: {"params": [*THIRD, *SECOND], "lr": 0.05, "max_transition_step": 14},
-    2: {"params": [*NORM, *FIRST], "lr": 0.02, "max_transition_epoch": 6},
-}
-
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "weight_decay": 0.1}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}

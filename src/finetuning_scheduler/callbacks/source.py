@@ -16,6 +16,7 @@ from ..core.selectors import Resolution, resolve
 from ..errors import OptimizerError, Problem, ScheduleError
 
 T = TypeVar("T")
+Share = Callable[[Any], Any]
 
 
 def resolve_source(
@@ -55,6 +56,7 @@ def resolve_source(
 
 def save_on_rank_zero(
     trainer: Trainer,
+    share: Share,
     schedule: Schedule,
     model: nn.Module,
     directory: str,
@@ -64,6 +66,7 @@ def save_on_rank_zero(
 
     Args:
         trainer: Its global rank zero writes.
+        share: Gives every rank what global rank zero has.
         schedule: The resolved schedule.
         model: The model it was resolved against.
         directory: Made if missing.
@@ -73,7 +76,7 @@ def save_on_rank_zero(
         MisconfigurationException: On every rank, if the directory cannot be written to.
     """
     try:
-        return on_rank_zero(trainer, lambda: str(save_schedule(schedule, model, directory, source=source)))
+        return on_rank_zero(trainer, share, lambda: str(save_schedule(schedule, model, directory, source=source)))
     except OSError as error:
         raise MisconfigurationException(
             f"expected a directory to write the schedule to, got `log_dir` {directory} "
@@ -81,8 +84,13 @@ def save_on_rank_zero(
         ) from error
 
 
-def on_rank_zero(trainer: Trainer, function: Callable[[], T]) -> T:
+def on_rank_zero(trainer: Trainer, share: Share, function: Callable[[], T]) -> T:
     """Call a function on global rank zero and give every rank what it returns, or raises.
+
+    Args:
+        trainer: Tells which rank this is.
+        share: Gives every rank what global rank zero has.
+        function: What to call.
 
     Raises:
         Exception: What the function has raised; another rank gets a ``RuntimeError`` for what cannot be sent.
@@ -95,7 +103,7 @@ def on_rank_zero(trainer: Trainer, function: Callable[[], T]) -> T:
         except Exception as error:  # noqa: BLE001 - raised below, when the other ranks no longer wait for an outcome
             failure = error
     sent = failure if failure is None or _can_be_sent(failure) else RuntimeError(f"{type(failure).__name__}: {failure}")
-    outcome, sent = trainer.strategy.broadcast((outcome, sent))
+    outcome, sent = share((outcome, sent))
     if (failure := failure or sent) is not None:
         raise failure
     return cast("T", outcome)

@@ -54,7 +54,7 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
 
 def phase_comments(schedule: Schedule, model: nn.Module) -> list[str]:
     """One line for each phase of a schedule in full names: how much it thaws, and its share of the model."""
-    sizes = {name: _size(parameter) for name, parameter in model.named_parameters()}
+    sizes = {name: parameter_size(parameter) for name, parameter in model.named_parameters()}
     total = sum(sizes.values())
     comments = []
     for phase in schedule.phases:
@@ -64,7 +64,7 @@ def phase_comments(schedule: Schedule, model: nn.Module) -> list[str]:
     return comments
 
 
-def _size(parameter: nn.Parameter) -> int:
+def parameter_size(parameter: nn.Parameter) -> int:
     """The number of values; 0 for a lazy parameter, which has none before the first forward pass."""
     return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
 
@@ -99,7 +99,7 @@ def _main_blocks(model: nn.Module) -> set[str]:
     sizes: Counter[_Kind] = Counter()
     for path, module, kind in _repeated(model, ""):
         blocks[kind].append(path)
-        sizes[kind] += sum(map(_size, module.parameters()))
+        sizes[kind] += sum(map(parameter_size, module.parameters()))
     least = MIN_KIND_SHARE * max(sizes.values(), default=0)
     return {path for kind, paths in blocks.items() if sizes[kind] >= least for path in paths}
 

@@ -10,14 +10,16 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from .generate import parameter_size
 from .reinit import SPARSE_MODULES
 from .schedule import Schedule
 
 # What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
 # dictionaries leave these out of their keys, apart from the last.
 WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 FLAT = "_flat_param"  # what fully sharded data parallel calls the tensor into which it has flattened others
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # they have no forward pass
+_BUILDING_BLOCKS = (nn.Sequential, *CONTAINERS)
 
 
 def plain_name(name: str) -> str:
@@ -63,10 +65,7 @@ class ModelView:
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """The number of values that each tensor in :attr:`trained` stands for, on all devices together."""
-        sizes = {
-            name: 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
-            for name, parameter in self.plain.named_parameters()
-        }
+        sizes = {name: parameter_size(parameter) for name, parameter in self.plain.named_parameters()}
         return {name: sum(sizes[held] for held in self.names_of[id(tensor)]) for name, tensor in self.trained.items()}
 
     def merged(self, names: Iterable[str]) -> list[str]:
@@ -93,6 +92,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if any(name.rpartition(".")[2] in WRAPPED for name, _ in model.named_modules()):
         return structure_of(model, {})
     return model
+
+
+def without_values(shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
+    """Make a parameter that takes no memory."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
 def structure_of(model: nn.Module, replacements: Mapping[int, Mapping[str, nn.Parameter]]) -> nn.Module:
@@ -134,15 +138,14 @@ class _Structure:
         if isinstance(parameter, UninitializedParameter):
             return parameter
         if id(parameter) not in self._parameters:
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
-            self._parameters[id(parameter)] = nn.Parameter(empty, requires_grad=False)
+            self._parameters[id(parameter)] = without_values(parameter.shape, parameter.dtype)
         return self._parameters[id(parameter)]
 
     def _class_like(self, kind: type[nn.Module]) -> type[nn.Module]:
         """Return a class of that name without its methods, which may need what its constructor sets."""
-        if kind in _CONTAINERS:
+        if kind in _BUILDING_BLOCKS:
             return kind
         if kind not in self._classes:
-            base = next((known for known in (*_CONTAINERS, *SPARSE_MODULES) if issubclass(kind, known)), nn.Module)
+            base = next((known for known in (*_BUILDING_BLOCKS, *SPARSE_MODULES) if issubclass(kind, known)), nn.Module)
             self._classes[kind] = type(kind.__name__, (base,), {"__init__": nn.Module.__init__})
         return self._classes[kind]

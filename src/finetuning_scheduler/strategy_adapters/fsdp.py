@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, cast
 
-import torch
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy
@@ -21,7 +20,7 @@ from ..core.generate import generate
 from ..core.plan import block_numbers
 from ..core.runner import PhaseRunner
 from ..core.schedule import Schedule
-from ..core.view import ModelView, plain_name, structure_of
+from ..core.view import ModelView, plain_name, structure_of, without_values
 from ..errors import Problem, ScheduleError
 from . import loading
 from .alignment import Unit
@@ -45,8 +44,7 @@ class FSDPStrategyAdapter(StrategyAdapter):
         if isinstance(awp_overrides, str):
             raise TypeError(f"expected `awp_overrides` to be a list of names, got {awp_overrides!r}")
         self._overrides = list(awp_overrides)
-        self._user_policy: dict[str, Any] = {}
-        self._lent = False
+        self._users_arguments: dict[str, Any] | None = None  # of the strategy, while it has others
         self._wrapped_before = self._wraps_itself = False
 
     @property
@@ -78,17 +76,13 @@ class FSDPStrategyAdapter(StrategyAdapter):
             raise ScheduleError(Problem(message, fix="Drop `awp_overrides` and wrap those modules there too."))
         selected = select_modules(module, self._overrides, "`awp_overrides`")
         chosen = {part for modules in selected.values() for _, part in modules}
-        arguments = self._strategy.kwargs
-        self._user_policy = {key: arguments[key] for key in arguments if key == "auto_wrap_policy"}
-        self._lent = True
-        arguments["auto_wrap_policy"] = with_overrides(arguments.get("auto_wrap_policy"), chosen)
+        own = self._users_arguments = self._strategy.kwargs
+        self._strategy.kwargs = {**own, "auto_wrap_policy": with_overrides(own.get("auto_wrap_policy"), chosen)}
 
     def on_set_up(self) -> None:
         """Give the strategy the user's policy back."""
-        if self._lent:
-            self._strategy.kwargs.pop("auto_wrap_policy", None)
-            self._strategy.kwargs.update(self._user_policy)
-            self._lent = False
+        if self._users_arguments is not None:
+            self._strategy.kwargs, self._users_arguments = self._users_arguments, None
 
     def view(self, module: LightningModule) -> ModelView:
         """Take names and shapes from what is known of the flat tensors."""
@@ -220,8 +214,7 @@ def flat_view(module: nn.Module, root: nn.Module) -> ModelView:
     for flat in units:
         alone = id(flat) in registered  # in place of the original parameters
         for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
-            empty = torch.empty(shape, dtype=flat.dtype, device="meta")
-            stand_ins[id(info.module)][info.param_name] = nn.Parameter(empty, requires_grad=False)
+            stand_ins[id(info.module)][info.param_name] = without_values(shape, flat.dtype)
             if alone:
                 held[_joined(paths[id(info.module)], info.param_name)] = flat
         for tied in flat._shared_param_infos:

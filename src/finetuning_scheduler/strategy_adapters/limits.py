@@ -23,16 +23,19 @@ def stateless_optimizers(trainer: Trainer, schedule: Schedule) -> Iterator[Probl
     if not saves_optimizers(trainer):
         return
     fix = "Give it momentum, or use ModelParallelStrategy with distributed checkpoints."
-    message = "expected an optimizer that keeps state, since Lightning cannot load its checkpoint without any, got {}"
+    message = (
+        "expected an optimizer that keeps state, since Lightning cannot load its checkpoint without any, got SGD "
+        "without momentum"
+    )
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, SGD) and not any(group.get("momentum") for group in optimizer.param_groups):
-            yield Problem(message.format("SGD without momentum"), fix=fix)
+            yield Problem(message, fix=fix)
     for number, phase in enumerate(schedule.phases):
         if phase.new_optimizer is None:
             continue
         new = phase.new_optimizer.optimizer_init
         if issubclass(import_class(new.class_path), SGD) and not new.init_args.get("momentum"):
-            yield Problem(message.format("SGD without momentum"), fix=fix, phase=number)
+            yield Problem(message, fix=fix, phase=number)
 
 
 def gradient_clipping(trainer: Trainer) -> Literal["norm", "value"] | None:

@@ -79,12 +79,12 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
     def _unsharded(self, view: ModelView, names: Iterable[str]) -> Iterator[Problem]:
         """Find parameters whose gradients nobody would average over the data-parallel ranks."""
         mesh = self._strategy.device_mesh
-        if mesh["data_parallel"].size() == 1:
+        if (ranks := mesh["data_parallel"].size()) == 1:
             return
         alone = [name for name in names if mesh_of(view.tensors[name]) in (None, mesh["tensor_parallel"])]
         if alone:
             message = (
-                f"expected every parameter to thaw in a module that `fully_shard` has sharded, since {mesh.size(0)} "
+                f"expected every parameter to thaw in a module that `fully_shard` has sharded, since {ranks} "
                 f"data-parallel ranks share out the data, got {', '.join(alone)}"
             )
             yield Problem(message, fix="Shard the module that holds them, in `configure_model` or by `fsdp_plan`.")

@@ -9,11 +9,8 @@ from torch import nn
 
 from ..core.patterns import compiled
 from ..core.selectors import ParameterIndex, closest_names, matching_names
-from ..core.view import plain_name
+from ..core.view import CONTAINERS, plain_name
 from ..errors import Problem, ScheduleError
-
-# They have no forward pass, before which a unit's parameters could be gathered.
-CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def select_modules(root: nn.Module, selectors: Iterable[str], argument: str) -> dict[str, list[tuple[str, nn.Module]]]:
