@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from .callbacks.checkpoint import FTSCheckpoint
     from .callbacks.early_stopping import FTSEarlyStopping
     from .core.runner import PhaseRunner
-    from .core.schedule import Phase, Schedule
+    from .core.schedule.model import Phase
+    from .core.schedule.schedule import Schedule
     from .errors import ScheduleError
     from .fts import FinetuningScheduler
     from .fts_supporters import ScheduleImplMixin
@@ -23,9 +24,9 @@ _HOME = {
     "FTSCheckpoint": "callbacks.checkpoint",
     "FTSEarlyStopping": "callbacks.early_stopping",
     "FinetuningScheduler": "fts",
-    "Phase": "core.schedule",
+    "Phase": "core.schedule.model",
     "PhaseRunner": "core.runner",
-    "Schedule": "core.schedule",
+    "Schedule": "core.schedule.schedule",
     "ScheduleError": "errors",
     "ScheduleImplMixin": "fts_supporters",
 }

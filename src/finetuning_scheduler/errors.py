@@ -14,7 +14,7 @@ Every error holds all the problems that were found. When they are of several kin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +45,7 @@ class Problem:
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
         if self.fix is not None:
-            text = f"{text.rstrip('.')}. Fix: {self.fix}"
+            text = f"{text.rstrip('.')}. Fix: {self.fix[:1].upper()}{self.fix[1:]}"
         return _one_line(text)
 
 
@@ -94,6 +94,16 @@ class OptimizerError(ScheduleError):
 
 class CheckpointError(ScheduleError):
     """A checkpoint that is missing, unreadable, or was written without this package."""
+
+
+def joined(errors: Sequence[ScheduleError]) -> ScheduleError:
+    """Make one error of several: of the class that they share, else a plain `ScheduleError`."""
+    if len(errors) == 1:
+        return errors[0]
+    kinds = {type(error) for error in errors}
+    kind = kinds.pop() if len(kinds) == 1 else ScheduleError
+    renumbered = next((error.renumbered for error in errors if error.renumbered is not None), None)
+    return kind([problem for error in errors for problem in error.problems], renumbered=renumbered)
 
 
 def _one_line(text: str) -> str:

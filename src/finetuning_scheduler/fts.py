@@ -12,6 +12,13 @@ from contextlib import ExitStack, contextmanager
 from os import PathLike
 from typing import Any, Literal
 
+from ._checks import (
+    configuration_problems,
+    limit_problems,
+    limit_warnings,
+    no_decay_fragments,
+    untested_warnings,
+)
 from ._lightning import (
     AttachableCallback,
     LightningModule,
@@ -22,22 +29,15 @@ from ._lightning import (
     loading_with,
     step_plateau_schedulers,
 )
+from .callbacks.best import restore_best
 from .callbacks.checkpoint import FTSCheckpoint
-from .callbacks.configuration import (
-    configuration_problems,
-    limit_problems,
-    limit_warnings,
-    no_decay_fragments,
-    untested_warnings,
-)
 from .callbacks.early_stopping import FTSEarlyStopping
 from .callbacks.optimization import install_optimization
-from .callbacks.restore import restore_best
 from .callbacks.source import on_rank_zero, resolve_source, save_on_rank_zero
 from .callbacks.wiring import find, install
-from .core.generate import generate
 from .core.runner import PhaseRunner
-from .core.schedule import Schedule
+from .core.schedule.generate import generate
+from .core.schedule.schedule import Schedule
 from .core.transitions import Decision, Reason
 from .core.view import ModelView
 from .errors import CheckpointError, Problem, ScheduleError

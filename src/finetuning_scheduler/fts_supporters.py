@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .callbacks.checkpoint import FTSCheckpoint
 from .callbacks.early_stopping import FTSEarlyStopping
-from .core.artifacts import ScheduleImplMixin
+from .core.schedule.files import ScheduleImplMixin
 
 __all__ = ["FTSCheckpoint", "FTSEarlyStopping", "ScheduleImplMixin"]

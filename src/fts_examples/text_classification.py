@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
 from finetuning_scheduler import FinetuningScheduler
-from finetuning_scheduler.core.generate import generate
+from finetuning_scheduler.core.schedule.generate import generate
 from fts_examples._comparison import Outcome, Settings, print_outcomes, train_and_test
 from fts_examples._text_data import Batch, DataError, TextData
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from finetuning_scheduler.core.artifacts import ScheduleImplMixin, save_renumbered, save_schedule, schedule_path
-from finetuning_scheduler.core.generate import generate
+from finetuning_scheduler.core.prepare import resolve
 from finetuning_scheduler.core.schedule import Schedule
-from finetuning_scheduler.core.selectors import resolve
+from finetuning_scheduler.core.schedule.files import ScheduleImplMixin, save_renumbered, save_schedule, schedule_path
+from finetuning_scheduler.core.schedule.generate import generate
 
 
 class Toy(nn.Sequential):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from finetuning_scheduler.core.generate import Heuristic, generate, phase_comments
+from finetuning_scheduler.core.prepare import resolve
 from finetuning_scheduler.core.schedule import Schedule
-from finetuning_scheduler.core.selectors import ParameterIndex, resolve
+from finetuning_scheduler.core.schedule.generate import Heuristic, generate, phase_comments
+from finetuning_scheduler.core.schedule.names import ParameterIndex
 from finetuning_scheduler.errors import ScheduleError
 
 
@@ -141,7 +142,7 @@ def test_a_model_with_nothing_to_thaw_is_refused() -> None:
         generate(nn.Sequential(nn.ReLU()))
     assert str(caught.value) == (
         "expected a model with floating point or complex parameters, got one without. "
-        "Fix: give the model its layers before the schedule is made"
+        "Fix: Give the model its layers before the schedule is made"
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetuning_scheduler.core.selectors import resolve
+from finetuning_scheduler.core.prepare import resolve
 from finetuning_scheduler.errors import ScheduleError, ScheduleFileError, ScheduleFormatError, SelectorError
 
 HEAD = "0:\n  params: [head]\n"
@@ -34,110 +34,110 @@ CASES = [
     pytest.param(
         "",
         ScheduleFileError,
-        "schedule.yaml: expected a schedule, got an empty file. Fix: write at least phase 0",
+        "schedule.yaml: expected a schedule, got an empty file. Fix: Write at least phase 0",
         id="empty",
     ),
     pytest.param(
         "# nothing\n",
         ScheduleFileError,
-        "schedule.yaml: expected a schedule, got an empty file. Fix: write at least phase 0",
+        "schedule.yaml: expected a schedule, got an empty file. Fix: Write at least phase 0",
         id="only-comments",
     ),
     pytest.param(
         "null\n",
         ScheduleFormatError,
         "schedule.yaml: expected a mapping of phase numbers to phases, got nothing. "
-        "Fix: write `0:` with `params:` below it",
+        "Fix: Write `0:` with `params:` below it",
         id="null",
     ),
     pytest.param(
         "- params: [head]\n",
         ScheduleFormatError,
         "schedule.yaml: expected a mapping of phase numbers to phases, got [{'params': [...]}]. "
-        "Fix: write `0:` with `params:` below it",
+        "Fix: Write `0:` with `params:` below it",
         id="list",
     ),
     pytest.param(
         "hello\n",
         ScheduleFormatError,
         "schedule.yaml: expected a mapping of phase numbers to phases, got 'hello'. "
-        "Fix: write `0:` with `params:` below it",
+        "Fix: Write `0:` with `params:` below it",
         id="text",
     ),
     pytest.param(
         "{}\n",
         ScheduleFormatError,
         "schedule.yaml: expected a mapping of phase numbers to phases, got an empty mapping. "
-        "Fix: write `0:` with `params:` below it",
+        "Fix: Write `0:` with `params:` below it",
         id="empty-mapping",
     ),
     pytest.param(
         "0: [head]\n",
         ScheduleFormatError,
-        "schedule.yaml:1, phase 0: expected a mapping with `params`, got ['head']. Fix: write `params:` below it",
+        "schedule.yaml:1, phase 0: expected a mapping with `params`, got ['head']. Fix: Write `params:` below it",
         id="phase-is-a-list",
     ),
     pytest.param(
         "0:\n",
         ScheduleFormatError,
-        "schedule.yaml:1, phase 0: expected a mapping with `params`, got nothing. Fix: write `params:` below it",
+        "schedule.yaml:1, phase 0: expected a mapping with `params`, got nothing. Fix: Write `params:` below it",
         id="phase-null",
     ),
     pytest.param(
         "0:\n  lr: 1\n",
         ScheduleFormatError,
-        "schedule.yaml:1, phase 0: expected the key `params`, got none. Fix: add `params`",
+        "schedule.yaml:1, phase 0: expected the key `params`, got none. Fix: Add `params`",
         id="params-missing",
     ),
     pytest.param(
         HEAD + "1:\n  max_transition_epoch: 3\n",
         ScheduleFormatError,
-        "schedule.yaml:3, phase 1: expected the key `params`, got none. Fix: add `params`",
+        "schedule.yaml:3, phase 1: expected the key `params`, got none. Fix: Add `params`",
         id="params-missing-in-1",
     ),
     pytest.param(
         "0:\n  params: []\n",
         ScheduleFormatError,
         "schedule.yaml:2, phase 0: `params`: expected a list of at least one item, got []. "
-        "Fix: fill it in, or remove it",
+        "Fix: Fill it in, or remove it",
         id="params-empty",
     ),
     pytest.param(
         "0:\n  params: head\n",
         ScheduleFormatError,
-        "schedule.yaml:2, phase 0: `params`: expected a list, got 'head'. Fix: make it a list: `params: [head]`",
+        "schedule.yaml:2, phase 0: `params`: expected a list, got 'head'. Fix: Make it a list: `params: [head]`",
         id="params-string",
     ),
     pytest.param(
         "0:\n  params:\n",
         ScheduleFormatError,
-        "schedule.yaml:2, phase 0: `params`: expected a list, got nothing. Fix: write a list",
+        "schedule.yaml:2, phase 0: `params`: expected a list, got nothing. Fix: Write a list",
         id="params-null",
     ),
     pytest.param(
         "0:\n  params: {a: b}\n",
         ScheduleFormatError,
-        "schedule.yaml:2, phase 0: `params`: expected a list, got {'a': 'b'}. Fix: write a list",
+        "schedule.yaml:2, phase 0: `params`: expected a list, got {'a': 'b'}. Fix: Write a list",
         id="params-mapping",
     ),
     pytest.param(
         "0:\n  params:\n  - head\n  - 3\n",
         ScheduleFormatError,
         "schedule.yaml:4, phase 0: `params[1]`: expected a string, got 3. "
-        "Fix: write text, in quotes if it looks like a number",
+        "Fix: Write text, in quotes if it looks like a number",
         id="selector-number",
     ),
     pytest.param(
         "0:\n  params:\n  - head\n  - ''\n",
         ScheduleFormatError,
-        "schedule.yaml:4, phase 0: `params[1]`: expected a non-empty string, got ''. Fix: fill it in, or remove it",
+        "schedule.yaml:4, phase 0: `params[1]`: expected a non-empty string, got ''. Fix: Fill it in, or remove it",
         id="selector-empty",
     ),
     pytest.param(
         "0:\n  params: [[head]]\n",
         ScheduleFormatError,
         "schedule.yaml:2, phase 0: `params[0]`: expected a string, got ['head']. "
-        "Fix: write text, in quotes if it looks like a number",
+        "Fix: Write text, in quotes if it looks like a number",
         id="selector-list",
     ),
     pytest.param(
@@ -146,7 +146,7 @@ CASES = [
         "schedule.yaml:3, phase 0: expected one of the keys params, max_transition_epoch, "
         "max_transition_step, lr, lr_decay, lr_decay_min_scale, lr_warmup_steps, new_optimizer, "
         "new_lr_scheduler, got `max_transition_epok`. "
-        "Fix: did you mean `max_transition_epoch`?",
+        "Fix: Did you mean `max_transition_epoch`?",
         id="unknown-key",
     ),
     pytest.param(
@@ -155,116 +155,116 @@ CASES = [
         "schedule.yaml:3, phase 0: expected one of the keys params, max_transition_epoch, "
         "max_transition_step, lr, lr_decay, lr_decay_min_scale, lr_warmup_steps, new_optimizer, "
         "new_lr_scheduler, got `zzz`. "
-        "Fix: remove it",
+        "Fix: Remove it",
         id="unknown-key-far",
     ),
     pytest.param(
         HEAD + "  5: 3\n",
         ScheduleFormatError,
-        "schedule.yaml:3, phase 0: expected keys that are strings, got 5. Fix: quote the key, or remove it",
+        "schedule.yaml:3, phase 0: expected keys that are strings, got 5. Fix: Quote the key, or remove it",
         id="key-not-string",
     ),
     pytest.param(
         HEAD + "  max_transition_epoch: '3'\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got '3'. "
-        "Fix: write a whole number without quotes",
+        "Fix: Write a whole number without quotes",
         id="epoch-string",
     ),
     pytest.param(
         HEAD + "  max_transition_epoch: 3.0\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got 3.0. "
-        "Fix: write a whole number without quotes",
+        "Fix: Write a whole number without quotes",
         id="epoch-float",
     ),
     pytest.param(
         HEAD + "  max_transition_epoch: true\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got true. "
-        "Fix: write a whole number without quotes",
+        "Fix: Write a whole number without quotes",
         id="epoch-bool",
     ),
     pytest.param(
         HEAD + "  max_transition_epoch: -2\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: `max_transition_epoch`: expected -1 or more, got -2. "
-        "Fix: correct it, or leave it out for no limit",
+        "Fix: Correct it, or leave it out for no limit",
         id="epoch--2",
     ),
     pytest.param(
         HEAD + "  max_transition_step: yes\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: `max_transition_step`: expected an integer, got 'yes'. "
-        "Fix: write a whole number without quotes",
+        "Fix: Write a whole number without quotes",
         id="step-yes",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  lr: 0\n",
         ScheduleFormatError,
-        "schedule.yaml:5, phase 1: `lr`: expected a number greater than 0, got 0. Fix: write a number such as 1.0e-05",
+        "schedule.yaml:5, phase 1: `lr`: expected a number greater than 0, got 0. Fix: Write a number such as 1.0e-05",
         id="lr-0",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  lr: -1e-3\n",
         ScheduleFormatError,
         "schedule.yaml:5, phase 1: `lr`: expected a number greater than 0, got -0.001. "
-        "Fix: write a number such as 1.0e-05",
+        "Fix: Write a number such as 1.0e-05",
         id="lr-neg",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  lr: .inf\n",
         ScheduleFormatError,
-        "schedule.yaml:5, phase 1: `lr`: expected a finite number, got infinity. Fix: write a number such as 1.0e-05",
+        "schedule.yaml:5, phase 1: `lr`: expected a finite number, got infinity. Fix: Write a number such as 1.0e-05",
         id="lr-inf",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  lr: .nan\n",
         ScheduleFormatError,
         "schedule.yaml:5, phase 1: `lr`: expected a finite number, got not-a-number. "
-        "Fix: write a number such as 1.0e-05",
+        "Fix: Write a number such as 1.0e-05",
         id="lr-nan",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  lr: '1e-3'\n",
         ScheduleFormatError,
         "schedule.yaml:5, phase 1: `lr`: expected a number, got '1e-3'. "
-        "Fix: write a number without quotes, such as 1.0e-05",
+        "Fix: Write a number without quotes, such as 1.0e-05",
         id="lr-str",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  lr: true\n",
         ScheduleFormatError,
         "schedule.yaml:5, phase 1: `lr`: expected a number, got true. "
-        "Fix: write a number without quotes, such as 1.0e-05",
+        "Fix: Write a number without quotes, such as 1.0e-05",
         id="lr-bool",
     ),
     pytest.param(
         HEAD + "  new_optimizer: {optimizer_init: {class_path: torch.optim.SGD}}\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: expected `new_optimizer` in later phases only. "
-        "Fix: remove it, or move it to a later phase",
+        "Fix: Remove it, or move it to a later phase",
         id="opt0",
     ),
     pytest.param(
         HEAD + "  new_lr_scheduler: {lr_scheduler_init: {class_path: torch.optim.SGD}}\n",
         ScheduleFormatError,
         "schedule.yaml:3, phase 0: expected `new_lr_scheduler` in later phases only. "
-        "Fix: remove it, or move it to a later phase",
+        "Fix: Remove it, or move it to a later phase",
         id="sched0",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  new_optimizer: torch.optim.SGD\n",
         ScheduleFormatError,
         "schedule.yaml:5, phase 1: `new_optimizer`: expected a mapping, got 'torch.optim.SGD'. "
-        "Fix: write `key: value` pairs below it",
+        "Fix: Write `key: value` pairs below it",
         id="opt-str",
     ),
     pytest.param(
         HEAD + "1:\n  params: [body]\n  new_optimizer:\n    optimizer_init: {init_args: {}}\n",
         ScheduleFormatError,
         "schedule.yaml:6, phase 1: expected the key `new_optimizer.optimizer_init.class_path`, got none. "
-        "Fix: add `class_path`",
+        "Fix: Add `class_path`",
         id="opt-no-path",
     ),
     pytest.param(
@@ -273,7 +273,7 @@ CASES = [
         ScheduleFormatError,
         "schedule.yaml:8, phase 1: expected one of the keys class_path, init_args in "
         "`new_optimizer.optimizer_init`, got `init_arg`. "
-        "Fix: did you mean `init_args`?",
+        "Fix: Did you mean `init_args`?",
         id="opt-typo",
     ),
     pytest.param(
@@ -281,7 +281,7 @@ CASES = [
         "  new_optimizer:\n    optimizer_init:\n      class_path: torch.optim.SGD\n      init_args: [1]\n",
         ScheduleFormatError,
         "schedule.yaml:8, phase 1: `new_optimizer.optimizer_init.init_args`: expected a mapping, got [1]. "
-        "Fix: write `key: value` pairs below it",
+        "Fix: Write `key: value` pairs below it",
         id="init_args-list",
     ),
     pytest.param(
@@ -289,7 +289,7 @@ CASES = [
         "  new_lr_scheduler:\n    lr_scheduler_init: {class_path: a.B}\n    init_pg_lrs: [1, x]\n",
         ScheduleFormatError,
         "schedule.yaml:7, phase 1: `new_lr_scheduler.init_pg_lrs[1]`: expected a number, got 'x'. "
-        "Fix: write a number without quotes, such as 1.0e-05",
+        "Fix: Write a number without quotes, such as 1.0e-05",
         id="pg_lrs",
     ),
     pytest.param(
@@ -297,84 +297,84 @@ CASES = [
         "  new_lr_scheduler:\n    lr_scheduler_init: {class_path: a.B}\n    use_current_optimizer_pg_lrs: 1\n",
         ScheduleFormatError,
         "schedule.yaml:7, phase 1: `new_lr_scheduler.use_current_optimizer_pg_lrs`: expected true or false, got 1. "
-        "Fix: write true or false without quotes",
+        "Fix: Write true or false without quotes",
         id="use_current",
     ),
     pytest.param(
         "first:\n  params: [head]\n",
         ScheduleFormatError,
-        "schedule.yaml:1: expected a phase number (0, 1, 2, ...) as key, got 'first'. Fix: number the phases from 0",
+        "schedule.yaml:1: expected a phase number (0, 1, 2, ...) as key, got 'first'. Fix: Number the phases from 0",
         id="key-word",
     ),
     pytest.param(
         "true:\n  params: [head]\n",
         ScheduleFormatError,
-        "schedule.yaml:1: expected a phase number (0, 1, 2, ...) as key, got true. Fix: number the phases from 0",
+        "schedule.yaml:1: expected a phase number (0, 1, 2, ...) as key, got true. Fix: Number the phases from 0",
         id="key-bool",
     ),
     pytest.param(
         HEAD + "1.5:\n  params: [body]\n",
         ScheduleFormatError,
-        "schedule.yaml:3: expected a phase number (0, 1, 2, ...) as key, got 1.5. Fix: number the phases from 0",
+        "schedule.yaml:3: expected a phase number (0, 1, 2, ...) as key, got 1.5. Fix: Number the phases from 0",
         id="key-1.5",
     ),
     pytest.param(
         HEAD + "-1:\n  params: [body]\n",
         ScheduleFormatError,
-        "schedule.yaml:3: expected a phase number (0, 1, 2, ...) as key, got -1. Fix: number the phases from 0",
+        "schedule.yaml:3: expected a phase number (0, 1, 2, ...) as key, got -1. Fix: Number the phases from 0",
         id="key-neg",
     ),
     pytest.param(
         HEAD + "~:\n  params: [body]\n",
         ScheduleFormatError,
-        "schedule.yaml:3: expected a phase number (0, 1, 2, ...) as key, got nothing. Fix: number the phases from 0",
+        "schedule.yaml:3: expected a phase number (0, 1, 2, ...) as key, got nothing. Fix: Number the phases from 0",
         id="key-null",
     ),
     pytest.param(
         HEAD + "[1]:\n  params: [body]\n",
         ScheduleFormatError,
-        "schedule.yaml:3: expected a number or a string as key, got a list. Fix: use a number or a string",
+        "schedule.yaml:3: expected a number or a string as key, got a list. Fix: Use a number or a string",
         id="key-list",
     ),
     pytest.param(
         HEAD + "'0':\n  params: [body]\n",
         ScheduleFormatError,
-        "schedule.yaml:3, phase 0: expected each phase number once, got 0 and '0'. Fix: remove one of the two",
+        "schedule.yaml:3, phase 0: expected each phase number once, got 0 and '0'. Fix: Remove one of the two",
         id="same-number",
     ),
     pytest.param(
         HEAD + "2:\n  params: [body]\n",
         ScheduleFormatError,
         "schedule.yaml:3: expected phase numbers from 0 without gaps, got 0, 2; phase 1 is missing. "
-        "Fix: renumber the phases from 0",
+        "Fix: Renumber the phases from 0",
         id="gap",
     ),
     pytest.param(
         "1:\n  params: [head]\n",
         ScheduleFormatError,
         "schedule.yaml:1: expected phase numbers from 0 without gaps, got 1; phase 0 is missing. "
-        "Fix: renumber the phases from 0",
+        "Fix: Renumber the phases from 0",
         id="from-1",
     ),
     pytest.param(
         HEAD + "5:\n  params: [body]\n",
         ScheduleFormatError,
         "schedule.yaml:3: expected phase numbers from 0 without gaps, got 0, 5; phases 1 to 4 are missing. "
-        "Fix: renumber the phases from 0",
+        "Fix: Renumber the phases from 0",
         id="gap-wide",
     ),
     pytest.param(
         HEAD + "0:\n  params: [body]\n",
         ScheduleFormatError,
         "schedule.yaml:3: expected each key once, got 0 on line 1 and again on line 3. "
-        "Fix: merge lines 1 and 3, or remove one",
+        "Fix: Merge lines 1 and 3, or remove one",
         id="dup-key-phase",
     ),
     pytest.param(
         HEAD + "  params: [body]\n",
         ScheduleFormatError,
         "schedule.yaml:3: expected each key once, got 'params' on line 2 and again on line 3. "
-        "Fix: merge lines 2 and 3, or remove one",
+        "Fix: Merge lines 2 and 3, or remove one",
         id="dup-key-field",
     ),
     pytest.param(
@@ -382,15 +382,15 @@ CASES = [
         ScheduleError,
         "2 problems found:\n"
         "1. schedule.yaml:2: expected plain YAML, got the tag `!!python/object/apply:os.system`. "
-        "Fix: remove the tag; no objects are built\n"
+        "Fix: Remove the tag; no objects are built\n"
         "2. schedule.yaml:2, phase 0, selector 'ls': expected to match a parameter, but matches none. "
-        "Fix: use names of the model's named_parameters()",
+        "Fix: Use names of the model's named_parameters()",
         id="tag",
     ),
     pytest.param(
         "0:\n  params: [!env head]\n",
         ScheduleFormatError,
-        "schedule.yaml:2: expected plain YAML, got the tag `!env`. Fix: remove the tag; no objects are built",
+        "schedule.yaml:2: expected plain YAML, got the tag `!env`. Fix: Remove the tag; no objects are built",
         id="tag-scalar",
     ),
     pytest.param(
@@ -398,9 +398,9 @@ CASES = [
         ScheduleFormatError,
         "2 problems found:\n"
         "1. schedule.yaml:3: expected a value of the YAML type `!!int`, got 'three'. "
-        "Fix: remove the tag\n"
+        "Fix: Remove the tag\n"
         "2. schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got 'three'. "
-        "Fix: write a whole number without quotes",
+        "Fix: Write a whole number without quotes",
         id="bad-int-tag",
     ),
     pytest.param(
@@ -408,7 +408,7 @@ CASES = [
         ScheduleFileError,
         "schedule.yaml:3: expected valid YAML 1.2, got an error: while parsing a flow sequence, expected ',' "
         "or ']', but got ':'. "
-        "Fix: correct the YAML",
+        "Fix: Correct the YAML",
         id="syntax",
     ),
     pytest.param(
@@ -416,59 +416,59 @@ CASES = [
         ScheduleFileError,
         "schedule.yaml:2: expected valid YAML 1.2, got an error: while scanning for the next token, found "
         "character '\\t' that cannot start any token. "
-        "Fix: correct the YAML",
+        "Fix: Correct the YAML",
         id="tab",
     ),
     pytest.param(
         "0:\n  params: *names\n",
         ScheduleFileError,
-        "schedule.yaml:2: expected an alias of an anchor above it, got `*names`. Fix: write the values out",
+        "schedule.yaml:2: expected an alias of an anchor above it, got `*names`. Fix: Write the values out",
         id="undefined-alias",
     ),
     pytest.param(
         "0: &a\n  params: *a\n",
         ScheduleFileError,
         "schedule.yaml:2: expected a finite structure, got the alias `*a` inside its own anchor. "
-        "Fix: write the values out",
+        "Fix: Write the values out",
         id="recursive",
     ),
     pytest.param(
         HEAD + "---\n" + HEAD,
         ScheduleFileError,
-        "schedule.yaml:3: expected one YAML document, got a second one. Fix: remove it, with its `---`",
+        "schedule.yaml:3: expected one YAML document, got a second one. Fix: Remove it, with its `---`",
         id="two-docs",
     ),
     pytest.param(
         "0:\n  params: [he\x07ad]\n",
         ScheduleFileError,
         "schedule.yaml:2: expected text, got the control character U+0007. "
-        "Fix: remove it, or write it as an escape in quotes",
+        "Fix: Remove it, or write it as an escape in quotes",
         id="control",
     ),
     pytest.param(
         f"{HEAD}  max_transition_epoch: {'9' * 5000}\n",
         ScheduleFormatError,
-        "schedule.yaml:3: expected a number of ordinary size, got one of 5,000 digits. Fix: write a smaller number",
+        "schedule.yaml:3: expected a number of ordinary size, got one of 5,000 digits. Fix: Write a smaller number",
         id="huge-int",
     ),
     pytest.param(
         "0: " + "[" * 200 + "\n",
         ScheduleFileError,
-        "schedule.yaml:1: expected at most 100 nested levels, got more. Fix: flatten it",
+        "schedule.yaml:1: expected at most 100 nested levels, got more. Fix: Flatten it",
         id="deep",
     ),
     pytest.param(
         "0:\n  params:\n  - head\n  - heda.weight\n",
         SelectorError,
         "schedule.yaml:4, phase 0, selector 'heda.weight': expected to match a parameter, but matches none. "
-        "Fix: did you mean head.weight or body.1.weight or body.0.weight?",
+        "Fix: Did you mean `head.weight` or `body.1.weight` or `body.0.weight`?",
         id="no-match",
     ),
     pytest.param(
         "0:\n  params: [qqqq]\n",
         SelectorError,
         "schedule.yaml:2, phase 0, selector 'qqqq': expected to match a parameter, but matches none. "
-        "Fix: use names of the model's named_parameters()",
+        "Fix: Use names of the model's named_parameters()",
         id="no-match-far",
     ),
     pytest.param(
@@ -476,7 +476,7 @@ CASES = [
         SelectorError,
         "schedule.yaml:2, phase 0, selector 'head.(': expected a parameter name or a regular expression, got "
         "an invalid one: missing ), unterminated subpattern at position 5. "
-        "Fix: correct the expression",
+        "Fix: Correct the expression",
         id="bad-regex",
     ),
     pytest.param(
@@ -484,21 +484,21 @@ CASES = [
         SelectorError,
         "schedule.yaml:5, phase 1, selector 'head.bias': expected each parameter in one phase, but phase 0 "
         "by selector 'head' on line 2 already has head.bias. "
-        "Fix: take it out of one of the two phases",
+        "Fix: Take it out of one of the two phases",
         id="overlap",
     ),
     pytest.param(
         HEAD + "1:\n  params: [tied.weight]\n",
         SelectorError,
         "schedule.yaml:4, phase 1: expected a parameter to thaw, got only tied.weight (registered as head.weight). "
-        "Fix: name registered floating point parameters, or remove the phase",
+        "Fix: Name registered floating point parameters, or remove the phase",
         id="alias-only",
     ),
     pytest.param(
         HEAD + "1:\n  params: [tied.*]\n",
         SelectorError,
         "schedule.yaml:4, phase 1: expected a parameter to thaw, got only tied.weight (registered as head.weight). "
-        "Fix: name registered floating point parameters, or remove the phase",
+        "Fix: Name registered floating point parameters, or remove the phase",
         id="alias-regex",
     ),
     pytest.param(
@@ -506,14 +506,14 @@ CASES = [
         SelectorError,
         "schedule.yaml:2, phase 0, selector 'counts': expected a floating point or complex parameter, got "
         "dtype torch.int64. "
-        "Fix: remove it: it has no gradient",
+        "Fix: Remove it: it has no gradient",
         id="int-param",
     ),
     pytest.param(
         "0:\n  params: [count.*]\n",
         SelectorError,
         "schedule.yaml:2, phase 0: expected a parameter to thaw, got only counts (torch.int64). "
-        "Fix: name registered floating point parameters, or remove the phase",
+        "Fix: Name registered floating point parameters, or remove the phase",
         id="int-regex",
     ),
     pytest.param(
@@ -521,13 +521,13 @@ CASES = [
         ScheduleError,
         "4 problems found:\n"
         "1. schedule.yaml:6: expected phase numbers from 0 without gaps, got 0, 1, 3; phase 2 is missing. "
-        "Fix: renumber the phases from 0\n"
+        "Fix: Renumber the phases from 0\n"
         "2. schedule.yaml:2, phase 0: `params`: expected a list, got 'head'. "
-        "Fix: make it a list: `params: [head]`\n"
+        "Fix: Make it a list: `params: [head]`\n"
         "3. schedule.yaml:5, phase 1: `lr`: expected a number, got 'fast'. "
-        "Fix: write a number without quotes, such as 1.0e-05\n"
+        "Fix: Write a number without quotes, such as 1.0e-05\n"
         "4. schedule.yaml:8, phase 3, selector 'bdoy.0': expected to match a parameter, but matches none. "
-        "Fix: use names of the model's named_parameters()",
+        "Fix: Use names of the model's named_parameters()",
         id="several",
     ),
 ]
@@ -545,11 +545,11 @@ def test_message(text: str, error: type[ScheduleError], message: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("missing.yaml", "missing.yaml: expected a schedule file, but it does not exist. Fix: check the path"),
-        (".", ".: expected a schedule file, got a directory. Fix: give the path of a YAML file"),
+        ("missing.yaml", "missing.yaml: expected a schedule file, but it does not exist. Fix: Check the path"),
+        (".", ".: expected a schedule file, got a directory. Fix: Give the path of a YAML file"),
         (
             "a\0b",
-            r"a\x00b: expected a schedule file, but it cannot be read: embedded null byte. Fix: check the path",
+            r"a\x00b: expected a schedule file, but it cannot be read: embedded null byte. Fix: Check the path",
         ),
     ],
 )
@@ -563,17 +563,17 @@ def test_message_for_a_file_that_is_not_utf_8() -> None:
     Path("schedule.yaml").write_bytes(b"0:\n  params: [h\xe9ad]\n")
     with pytest.raises(ScheduleFileError) as caught:
         resolve("schedule.yaml", Model())
-    expected = "schedule.yaml:2: expected UTF-8 text, got byte 0xe9 at offset 15. Fix: save the file as UTF-8"
+    expected = "schedule.yaml:2: expected UTF-8 text, got byte 0xe9 at offset 15. Fix: Save the file as UTF-8"
     assert str(caught.value) == expected
     assert isinstance(caught.value.__cause__, UnicodeDecodeError)
 
 
 def test_message_for_a_file_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetuning_scheduler.core.yaml_io.MAX_BYTES", 10)
+    monkeypatch.setattr("finetuning_scheduler.core.schedule.yaml_reader.MAX_BYTES", 10)
     Path("schedule.yaml").write_text(HEAD)
     with pytest.raises(ScheduleFileError) as caught:
         resolve("schedule.yaml", Model())
-    expected = "schedule.yaml: expected a file of at most 10 bytes, got a larger one. Fix: split the schedule"
+    expected = "schedule.yaml: expected a file of at most 10 bytes, got a larger one. Fix: Split the schedule"
     assert str(caught.value) == expected
 
 

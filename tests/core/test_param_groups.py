@@ -13,15 +13,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
-from finetuning_scheduler.core.param_groups import (
+from finetuning_scheduler.core.optim.param_groups import (
     add_group,
     group_names,
     keep_only,
     learning_rates,
-    reorder_groups,
-    state_by_name,
-    with_state,
 )
+from finetuning_scheduler.core.optim.states import reorder_groups, state_by_name, with_state
 from finetuning_scheduler.errors import CheckpointError
 
 

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from finetuning_scheduler.core.prepare import resolve
 from finetuning_scheduler.core.schedule import Schedule
-from finetuning_scheduler.core.selectors import ParameterIndex, resolve
-from finetuning_scheduler.core.yaml_io import write_schedule
+from finetuning_scheduler.core.schedule.names import ParameterIndex
+from finetuning_scheduler.core.schedule.yaml_writer import write_schedule
 from finetuning_scheduler.errors import ScheduleError
 
 INDEX = ParameterIndex(("a.0.weight", "a.10.weight", "b", "c"), {"d": "b"}, {"c": "torch.int64"})

@@ -260,12 +260,12 @@ def test_a_problem_of_the_schedule_by_itself(phase: dict[str, Any], message: str
 IN_PHASE_0 = [
     pytest.param(
         new_optimizer("torch.optim.SGD"),
-        "phase 0: expected `new_optimizer` in later phases only. Fix: remove it, or move it to a later phase",
+        "phase 0: expected `new_optimizer` in later phases only. Fix: Remove it, or move it to a later phase",
         id="new_optimizer",
     ),
     pytest.param(
         step_lr(),
-        "phase 0: expected `new_lr_scheduler` in later phases only. Fix: remove it, or move it to a later phase",
+        "phase 0: expected `new_lr_scheduler` in later phases only. Fix: Remove it, or move it to a later phase",
         id="new_lr_scheduler",
     ),
 ]
@@ -355,7 +355,7 @@ def test_problems_of_several_kinds_are_reported_together() -> None:
         [
             "2 problems found:",
             "1. phase 2, selector 'nothing.at.all': expected to match a parameter, but matches none. "
-            "Fix: use names of the model's named_parameters()",
+            "Fix: Use names of the model's named_parameters()",
             "2. phase 1: LBFGS has one parameter group only, but each phase adds one. Fix: Choose another optimizer.",
         ]
     )
@@ -371,14 +371,14 @@ WARNINGS = [
     ),
     pytest.param(
         step_lr(pl_lrs_cfg={"intervall": "step"}),
-        ["phase 1: unknown key 'intervall' in `pl_lrs_cfg` is ignored; did you mean 'interval'?"],
+        ["phase 1: unknown key 'intervall' in `pl_lrs_cfg` is ignored. Did you mean `interval`?"],
         id="similar-key",
     ),
     pytest.param(
         step_lr(pl_lrs_cfg={"xyz": 1, "frequenzy": 2}),
         [
             "phase 1: unknown key 'xyz' in `pl_lrs_cfg` is ignored",
-            "phase 1: unknown key 'frequenzy' in `pl_lrs_cfg` is ignored; did you mean 'frequency'?",
+            "phase 1: unknown key 'frequenzy' in `pl_lrs_cfg` is ignored. Did you mean `frequency`?",
         ],
         id="several-keys",
     ),

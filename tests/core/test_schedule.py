@@ -109,7 +109,7 @@ def test_gaps_come_with_a_renumbered_copy_of_what_the_user_wrote() -> None:
     with pytest.raises(ScheduleFormatError) as caught:
         Schedule.parse(source)
     assert str(caught.value) == (
-        "expected phase numbers from 0 without gaps, got 0, 2, 7; phase 1 is missing. Fix: renumber the phases from 0"
+        "expected phase numbers from 0 without gaps, got 0, 2, 7; phase 1 is missing. Fix: Renumber the phases from 0"
     )
     assert caught.value.renumbered == {
         0: {"params": ["a"]},
@@ -127,28 +127,28 @@ def test_no_renumbered_copy_without_a_gap() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "expected a mapping of phase numbers to phases, got nothing. Fix: write `0:` with `params:` below it"),
+        (None, "expected a mapping of phase numbers to phases, got nothing. Fix: Write `0:` with `params:` below it"),
         ([{"params": ["a"]}], "expected a mapping of phase numbers to phases, got [{'params': [...]}]. "
-         "Fix: write `0:` with `params:` below it"),
-        (3, "expected a mapping of phase numbers to phases, got 3. Fix: write `0:` with `params:` below it"),
+         "Fix: Write `0:` with `params:` below it"),
+        (3, "expected a mapping of phase numbers to phases, got 3. Fix: Write `0:` with `params:` below it"),
         ({}, "expected a mapping of phase numbers to phases, got an empty mapping. "
-         "Fix: write `0:` with `params:` below it"),
+         "Fix: Write `0:` with `params:` below it"),
         ({0: {"params": ["a"]}, True: {"params": ["b"]}},
-         "expected a phase number (0, 1, 2, ...) as key, got true. Fix: number the phases from 0"),
+         "expected a phase number (0, 1, 2, ...) as key, got true. Fix: Number the phases from 0"),
         ({0: {"params": ["a"]}, 10**400: {"params": ["b"]}},
          "expected a phase number (0, 1, 2, ...) as key, got a number of more than 75 digits. "
-         "Fix: number the phases from 0"),
+         "Fix: Number the phases from 0"),
         ({0: {"params": ["a"]}, float("nan"): {"params": ["b"]}},
-         "expected a phase number (0, 1, 2, ...) as key, got not-a-number. Fix: number the phases from 0"),
+         "expected a phase number (0, 1, 2, ...) as key, got not-a-number. Fix: Number the phases from 0"),
         ({0: {"params": ["a"]}, (1,): {"params": ["b"]}},
-         "expected a phase number (0, 1, 2, ...) as key, got [1]. Fix: number the phases from 0"),
-        ({0: {"params": {"a"}}}, "phase 0: `params`: expected a list, got {'a'}. Fix: write a list"),
+         "expected a phase number (0, 1, 2, ...) as key, got [1]. Fix: Number the phases from 0"),
+        ({0: {"params": {"a"}}}, "phase 0: `params`: expected a list, got {'a'}. Fix: Write a list"),
         (
             {0: {"params": ["a\ud800"]}},
-            r"phase 0: `params[0]`: expected Unicode text, got 'a\ud800'. Fix: remove the halves of surrogate pairs",
+            r"phase 0: `params[0]`: expected Unicode text, got 'a\ud800'. Fix: Remove the halves of surrogate pairs",
         ),
         ({0: {"params": [b"a"]}},
-         "phase 0: `params[0]`: expected a string, got b'a'. Fix: write text, in quotes if it looks like a number"),
+         "phase 0: `params[0]`: expected a string, got b'a'. Fix: Write text, in quotes if it looks like a number"),
     ],
 )  # fmt: skip
 def test_message(source: Any, message: str) -> None:
@@ -160,14 +160,14 @@ def test_a_structure_that_contains_itself_is_refused() -> None:
     arguments["again"] = arguments
     phase = {"params": ["b"], "new_optimizer": {"optimizer_init": {"class_path": "a.B", "init_args": arguments}}}
     assert _message({0: {"params": ["a"]}, 1: phase}) == (
-        "phase 1: expected at most 100 nested levels, got more. Fix: flatten it"
+        "phase 1: expected at most 100 nested levels, got more. Fix: Flatten it"
     )
 
 
 def test_all_problems_of_all_phases_are_reported_together() -> None:
     message = _message({0: {"params": "a", "lr": "x"}, 1: {"parms": ["b"]}, 3: {"params": ["c"], "lr": -1, "zz": 0}})
     assert message.splitlines()[0] == "6 problems found:"
-    for part in ("phase 2 is missing", "make it a list: `params: [a]`", "add `params`", "did you mean `params`?",
+    for part in ("phase 2 is missing", "Make it a list: `params: [a]`", "Add `params`", "Did you mean `params`?",
                  "phase 3: `lr`: expected a number greater than 0, got -1", "got `zz`"):  # fmt: skip
         assert part in message
 
@@ -210,7 +210,7 @@ def test_every_field_of_the_schema_is_described() -> None:
 
 def test_a_problem_is_one_line_whatever_it_quotes() -> None:
     problem = Problem("expected x,\ngot \x00", "do y", "a\nb.yaml", 3, 1, "s\u2028")
-    assert str(problem) == r"a\nb.yaml:3, phase 1, selector 's\u2028': expected x,\ngot \x00. Fix: do y"
+    assert str(problem) == r"a\nb.yaml:3, phase 1, selector 's\u2028': expected x,\ngot \x00. Fix: Do y"
 
 
 def test_errors_survive_pickling_and_list_their_problems() -> None:
@@ -223,5 +223,5 @@ def test_errors_survive_pickling_and_list_their_problems() -> None:
 
 
 def test_an_error_with_one_problem_is_one_line() -> None:
-    assert str(ScheduleError(Problem("first", "fix it"))) == "first. Fix: fix it"
+    assert str(ScheduleError(Problem("first", "fix it"))) == "first. Fix: Fix it"
     assert str(ScheduleError(Problem("first"), "bad schedule")) == "bad schedule: first"

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from finetuning_scheduler.core.selectors import ParameterIndex, Resolution, matching_names, resolve
+from finetuning_scheduler.core.prepare import resolve
+from finetuning_scheduler.core.schedule.names import ParameterIndex, matching_names
+from finetuning_scheduler.core.schedule.resolve import Resolution
 from finetuning_scheduler.errors import ScheduleError, ScheduleFormatError, SelectorError
 
 
@@ -138,7 +140,7 @@ def test_a_match_that_runs_across_a_number_gets_a_warning(
     warnings = _resolved(index, [selector]).warnings
     assert warnings == (
         f"phase 0, selector '{selector}': the match runs across a number: it also selects {unintended}. "
-        f"Fix: write '{corrected}'",
+        f"Fix: Write '{corrected}'",
     )
     assert unintended not in _resolved(index, [corrected]).schedule[0].params
 
@@ -160,21 +162,22 @@ def _messages(index: ParameterIndex, *phases: Sequence[str]) -> list[str]:
 def test_overlaps_list_each_parameter_with_both_phases_and_selectors(index: ParameterIndex) -> None:
     assert _messages(index, ["layer.1", "layer.2"], ["layer.[23].bias"], [r"layer\.1\.w.*"], ["layer.2.bias"]) == [
         "phase 1, selector 'layer.[23].bias': expected each parameter in one phase, but phase 0 by selector 'layer.2' "
-        "already has layer.2.bias. Fix: take it out of one of the two phases",
+        "already has layer.2.bias. Fix: Take it out of one of the two phases",
         r"phase 2, selector 'layer\.1\.w.*': expected each parameter in one phase, but phase 0 by selector 'layer.1' "
-        "already has layer.1.weight. Fix: take it out of one of the two phases",
+        "already has layer.1.weight. Fix: Take it out of one of the two phases",
         "phase 3, selector 'layer.2.bias': expected each parameter in one phase, but phase 0 by selector 'layer.2' "
-        "already has layer.2.bias. Fix: take it out of one of the two phases",
+        "already has layer.2.bias. Fix: Take it out of one of the two phases",
     ]
 
 
 def test_every_selector_that_matches_nothing_is_reported(index: ParameterIndex) -> None:
     assert _messages(index, ["haed.bais", "[0"], ["qqqqqq"]) == [
-        "phase 0, selector 'haed.bais': expected to match a parameter, but matches none. Fix: did you mean head.bias?",
+        "phase 0, selector 'haed.bais': expected to match a parameter, but matches none. "
+        "Fix: Did you mean `head.bias`?",
         "phase 0, selector '[0': expected a parameter name or a regular expression, got an invalid one: "
-        "unterminated character set at position 0. Fix: correct the expression",
+        "unterminated character set at position 0. Fix: Correct the expression",
         "phase 1, selector 'qqqqqq': expected to match a parameter, but matches none. "
-        "Fix: use names of the model's named_parameters()",
+        "Fix: Use names of the model's named_parameters()",
     ]
 
 
@@ -220,7 +223,7 @@ def test_a_warning_gives_a_pattern_that_selects_less(names: list[str], pattern: 
     except SelectorError:
         return
     for warning in resolution.warnings:
-        corrected = warning.partition("Fix: write '")[2].removesuffix("'")
+        corrected = warning.partition("Fix: Write '")[2].removesuffix("'")
         remaining = _resolved(index, [corrected]).schedule[0].params
         assert set(remaining) < set(resolution.schedule[0].params)
 
@@ -257,7 +260,7 @@ def test_only_few_suggestions_are_looked_for() -> None:
     index = _large_index(2000)
     messages = _messages(index, [f"modle.layers.{i}.weight" for i in range(2000)])
     assert len(messages) == 2000
-    assert sum("did you mean" in message for message in messages) == 5
+    assert sum("Did you mean" in message for message in messages) == 5
 
 
 def test_20_000_tensors_and_selectors_resolve() -> None:

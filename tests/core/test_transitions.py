@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from finetuning_scheduler.core.monitor import Patience
 from finetuning_scheduler.core.schedule import Phase
-from finetuning_scheduler.core.transitions import Patience, Progress, Reason, decide
+from finetuning_scheduler.core.transitions import Progress, Reason, decide
 
 
 @pytest.mark.parametrize(

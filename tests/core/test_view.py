@@ -11,11 +11,10 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from torch.optim import SGD
 
-from finetuning_scheduler.core.generate import generate, phase_comments
-from finetuning_scheduler.core.reinit import sparse_parameters
 from finetuning_scheduler.core.runner import PhaseRunner
 from finetuning_scheduler.core.schedule import Schedule
-from finetuning_scheduler.core.view import ModelView, plain_name
+from finetuning_scheduler.core.schedule.generate import generate, phase_comments
+from finetuning_scheduler.core.view import ModelView, plain_name, sparse_parameters
 
 BATCHES = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(1)).unbind()
 PHASES = {0: {"params": ["head.*"], "max_transition_epoch": 1}, 1: {"params": ["blocks.*"], "lr": 0.05}}

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from finetuning_scheduler.core.schedule import Schedule
-from finetuning_scheduler.core.yaml_io import read_document, write_schedule
+from finetuning_scheduler.core.schedule.yaml_reader import read_document
+from finetuning_scheduler.core.schedule.yaml_writer import write_schedule
 from finetuning_scheduler.errors import ScheduleFileError
 
 PLAIN_VALUES = st.recursive(

@@ -320,7 +320,7 @@ def test_everything_that_is_wrong_with_a_plan_comes_in_one_report(tmp_path: Path
     assert cases.refused_message(tmp_path, cases.fsdp2, adapter={"fsdp_plan": plan}).splitlines() == [
         "5 problems found:",
         "1. expected `fsdp_plan` for 'network.first' to hold arguments of `fully_shard`, got 'reshard_after_forwards'. "
-        "Fix: Did you mean reshard_after_forward?",
+        "Fix: Did you mean `reshard_after_forward`?",
         "2. expected `act_ckpt` of `fsdp_plan` for 'network.first' to be one of composable, wrapped, wrapped_offload, "
         "got 'yes'. Fix: Leave it out for no activation checkpointing.",
         "3. expected one of `offload_policy` and `cpu_offload_policy` in `fsdp_plan` for 'network.(second|third)', "
@@ -329,7 +329,7 @@ def test_everything_that_is_wrong_with_a_plan_comes_in_one_report(tmp_path: Path
         "CPUOffloadPolicy (CPUOffloadPolicy.__init__() got an unexpected keyword argument 'pin'). "
         "Fix: Write, for example, {pin_memory: false}.",
         "5. selector 'network.frist': expected `fsdp_plan` to match a module, got no match. "
-        "Fix: Did you mean network.first or network.norm or network?",
+        "Fix: Did you mean `network.first` or `network.norm` or `network`?",
     ]
 
 
@@ -361,7 +361,7 @@ class Listed(Classifier):
         ),
         (
             {"fsdp_default_kwargs": {"mesh_": None}},
-            "expected `fsdp_default_kwargs` to hold arguments of `fully_shard`, got 'mesh_'. Fix: Did you mean mesh?",
+            "expected `fsdp_default_kwargs` to hold arguments of `fully_shard`, got 'mesh_'. Fix: Did you mean `mesh`?",
         ),
         (
             {"fsdp_plan": ["network"]},

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import seed_everything
 from typer.testing import CliRunner, Result
 
-from finetuning_scheduler.core.selectors import resolve
+from finetuning_scheduler.core.prepare import resolve
 from fts_examples.digits import NEW, OLD, DigitClassifier, Digits, app
 
 

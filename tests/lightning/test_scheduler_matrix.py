@@ -23,7 +23,7 @@ from torch.optim.swa_utils import SWALR
 from toys import HEAD, SECOND, THIRD, SaveAt, Session
 
 from finetuning_scheduler.core import PhaseRunner
-from finetuning_scheduler.core.lr_schedulers import SUPPORTED_LR_SCHEDULERS
+from finetuning_scheduler.core.optim.schedulers import SUPPORTED_LR_SCHEDULERS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetuning_scheduler.strategy_adapters.alignment import Unit
+from finetuning_scheduler.core.sharding.units import Unit
 
 
 class Layer(nn.Module):

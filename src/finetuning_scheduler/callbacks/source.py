@@ -9,11 +9,12 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from .._lightning import MisconfigurationException, Trainer
-from ..core.artifacts import save_renumbered, save_schedule
-from ..core.generate import generate
-from ..core.schedule import Schedule
-from ..core.selectors import Resolution, resolve
-from ..errors import OptimizerError, Problem, ScheduleError
+from ..core.prepare import resolve
+from ..core.schedule.files import save_renumbered, save_schedule
+from ..core.schedule.generate import implicit
+from ..core.schedule.resolve import Resolution
+from ..core.schedule.schedule import Schedule
+from ..errors import Problem, ScheduleError
 
 T = TypeVar("T")
 Share = Callable[[Any], Any]
@@ -40,8 +41,8 @@ def resolve_source(
     """
     try:
         if source is None:
-            source = implicit_schedule(model, reinit_optim_cfg, reinit_lr_cfg)
-        return resolve(plain_configuration(source) if isinstance(source, dict) else source, model)
+            source = implicit(model, reinit_optim_cfg, reinit_lr_cfg)
+        return resolve(source, model)
     except ScheduleError as error:
         if error.renumbered is None:
             raise
@@ -111,57 +112,3 @@ def on_rank_zero(trainer: Trainer, share: Share, function: Callable[[], T]) -> T
 
 def _can_be_sent(error: Exception) -> bool:
     return isinstance(error, (OSError, ScheduleError))
-
-
-def implicit_schedule(
-    model: nn.Module, reinit_optim_cfg: Mapping[str, Any] | None, reinit_lr_cfg: Mapping[str, Any] | None
-) -> dict[int, dict[str, Any]]:
-    """Generate a schedule in which every phase after the first installs the given optimizer and LR scheduler.
-
-    Args:
-        model: The model to generate the schedule for.
-        reinit_optim_cfg: What ``new_optimizer`` of a phase would be.
-        reinit_lr_cfg: What ``new_lr_scheduler`` of a phase would be, without lists that depend on the number of groups.
-
-    Raises:
-        OptimizerError: A list depends on the number of groups, which differs from phase to phase.
-    """
-    reinit_optim_cfg, reinit_lr_cfg = plain_configuration(reinit_optim_cfg), plain_configuration(reinit_lr_cfg)
-    if isinstance(reinit_lr_cfg, Mapping) and (problems := _per_group_lists(reinit_lr_cfg)):
-        raise OptimizerError(problems)
-    phases = generate(model).to_dict()
-    for number, phase in phases.items():
-        if number > 0 and reinit_optim_cfg is not None:
-            phase["new_optimizer"] = reinit_optim_cfg
-        if number > 0 and reinit_lr_cfg is not None:
-            phase["new_lr_scheduler"] = reinit_lr_cfg
-    return phases
-
-
-def plain_configuration(value: Any) -> Any:
-    """Copy a configuration, turning the namespaces that LightningCLI makes of ``class_path`` into dictionaries."""
-    if hasattr(value, "as_dict"):
-        value = value.as_dict()
-    if isinstance(value, Mapping):
-        plain = {key: plain_configuration(item) for key, item in value.items()}
-        if isinstance(arguments := plain.get("init_args"), dict):
-            # LightningCLI lists even the arguments that only a running session can fill in.
-            plain["init_args"] = {
-                key: item for key, item in arguments.items() if item is not None or key not in ("params", "optimizer")
-            }
-        return plain
-    return [plain_configuration(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _per_group_lists(reinit_lr_cfg: Mapping[str, Any]) -> list[Problem]:
-    problems = []
-    fix = "Leave it out, or give it in the phases of an explicit schedule."
-    if reinit_lr_cfg.get("init_pg_lrs") is not None:
-        message = "expected `reinit_lr_cfg` to suit any number of parameter groups, got `init_pg_lrs`"
-        problems.append(Problem(message, fix=fix))
-    init = reinit_lr_cfg.get("lr_scheduler_init")
-    arguments = init.get("init_args") if isinstance(init, Mapping) else None
-    if isinstance(arguments, Mapping) and isinstance(arguments.get("min_lr"), (list, tuple)):
-        message = "expected `reinit_lr_cfg` to suit any number of parameter groups, got a list as `min_lr`"
-        problems.append(Problem(message, fix="Give one number."))
-    return problems

@@ -1,14 +1,22 @@
 """The engine: schedules, thawing, transitions and parameter groups, for PyTorch with no Lightning installed."""
 
-from .artifacts import save_schedule
-from .generate import generate
+from .monitor import Patience
 from .plan import Plan, PlannedGroup, PlannedPhase
+from .prepare import resolve
 from .runner import PhaseRunner, Transition
-from .schedule import LRSchedulerSpec, OptimizerSpec, Phase, Schedule, json_schema
-from .selectors import Resolution, resolve
+from .schedule import (
+    LRSchedulerSpec,
+    OptimizerSpec,
+    Phase,
+    Resolution,
+    Schedule,
+    generate,
+    json_schema,
+    save_schedule,
+)
 from .snapshot import Snapshot
 from .thaw import FrozenModulePolicy, set_trainable
-from .transitions import Decision, Patience, Progress, Reason, decide
+from .transitions import Decision, Progress, Reason, decide
 from .view import ModelView
 
 __all__ = [

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .lr_schedulers import cycles_momentum, reads_initial_lr, retarget
-from .param_groups import (
+from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer
+from .optim.param_groups import (
     NamedParameters,
     add_group,
     clone_group,
@@ -20,13 +20,12 @@ from .param_groups import (
     join_group,
     keep_only,
     split_by_mesh,
-    state_by_name,
-    with_state,
 )
+from .optim.schedulers import cycles_momentum, reads_initial_lr, retarget
+from .optim.states import state_by_name, with_state
+from .optim.warmup import Warmup
 from .plan import Options, Plan, PlannedGroup, PlannedPhase, deviating_options, is_exempt
-from .reinit import SchedulerSettings, build_lr_scheduler, build_optimizer
-from .schedule import LRSchedulerSpec, OptimizerSpec, Phase
-from .warmup import Warmup
+from .schedule.model import LRSchedulerSpec, OptimizerSpec, Phase
 
 
 class Optimization:

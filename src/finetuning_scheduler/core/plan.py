@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .schedule import Phase, Schedule
+from .schedule.model import Phase
+from .schedule.schedule import Schedule
 
 Options = Mapping[str, Any]
 

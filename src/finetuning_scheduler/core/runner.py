@@ -15,18 +15,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, OptimizerError, Problem, ScheduleError
-from .generate import generate
-from .lr_schedulers import growth_failure
+from .monitor import Patience
+from .optim.build import SchedulerSettings
+from .optim.checks import check_against_model
+from .optim.param_groups import learning_rates, mesh_of
+from .optim.schedulers import growth_failure
+from .optim.states import reorder_groups, with_state
 from .optimization import Optimization
-from .param_groups import learning_rates, mesh_of, reorder_groups, with_state
 from .plan import GroupRules, Plan, block_numbers
-from .reinit import SchedulerSettings, check_against_model, sparse_parameters
-from .schedule import Schedule
-from .selectors import resolve
+from .prepare import resolve
+from .schedule.generate import generate
+from .schedule.schedule import Schedule
 from .snapshot import Snapshot
 from .thaw import FrozenModulePolicy, FrozenModulesMode, set_trainable
-from .transitions import Decision, Patience, Progress, Reason, decide
-from .view import ModelView
+from .transitions import Decision, Progress, Reason, decide
+from .view import ModelView, sparse_parameters
 
 STATE_VERSION = 1
 

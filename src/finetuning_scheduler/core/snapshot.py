@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .param_groups import state_by_name
+from .optim.states import state_by_name
 from .view import ModelView
 
 

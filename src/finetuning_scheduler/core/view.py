@@ -10,15 +10,14 @@ import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from .generate import parameter_size
-from .reinit import SPARSE_MODULES
-from .schedule import Schedule
+from .schedule.generate import parameter_size
+from .schedule.schedule import Schedule
 
 # What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
 # dictionaries leave these out of their keys, apart from the last.
 WRAPPED = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod")
-FLAT = "_flat_param"  # what fully sharded data parallel calls the tensor into which it has flattened others
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)  # they have no forward pass
+SPARSE_MODULES = (nn.Embedding, nn.EmbeddingBag)  # modules whose parameters can have sparse gradients
 _BUILDING_BLOCKS = (nn.Sequential, *CONTAINERS)
 
 
@@ -99,21 +98,25 @@ def without_values(shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
 
 
-def structure_of(model: nn.Module, replacements: Mapping[int, Mapping[str, nn.Parameter]]) -> nn.Module:
+def structure_of(
+    model: nn.Module, replacements: Mapping[int, Mapping[str, nn.Parameter]], left_out: str | None = None
+) -> nn.Module:
     """Copy the structure of a model: names of classes, modules and parameters, shapes; no wrappers and no values.
 
     Args:
         model: The model.
         replacements: By the identity of a module, what is to stand for its own parameters of these names.
+        left_out: What a parameter is called that is not copied.
     """
-    return _Structure(replacements).module_like(model)
+    return _Structure(replacements, left_out).module_like(model)
 
 
 class _Structure:
     """Makes a copy of one model's structure; parameters that it shares are shared in the copy."""
 
-    def __init__(self, replacements: Mapping[int, Mapping[str, nn.Parameter]]) -> None:
+    def __init__(self, replacements: Mapping[int, Mapping[str, nn.Parameter]], left_out: str | None) -> None:
         self._replacements = replacements
+        self._left_out = left_out
         self._parameters: dict[int, nn.Parameter] = {}
         self._classes: dict[type, type[nn.Module]] = {}
 
@@ -125,7 +128,7 @@ class _Structure:
         copy = self._class_like(type(module))()
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         for name, parameter in {**own, **self._replacements.get(id(module), {})}.items():
-            if name != FLAT:
+            if name != self._left_out:
                 copy.register_parameter(name, self._parameter_like(parameter))
         for name, child in children.items():
             if child is not None:
@@ -149,3 +152,12 @@ class _Structure:
             base = next((known for known in (*_BUILDING_BLOCKS, *SPARSE_MODULES) if issubclass(kind, known)), nn.Module)
             self._classes[kind] = type(kind.__name__, (base,), {"__init__": nn.Module.__init__})
         return self._classes[kind]
+
+
+def sparse_parameters(model: nn.Module) -> frozenset[str]:
+    """Name the parameters whose gradients are sparse: the weights of embeddings made with ``sparse=True``."""
+    return frozenset(
+        f"{name}.weight" if name else "weight"
+        for name, module in model.named_modules()
+        if isinstance(module, SPARSE_MODULES) and module.sparse
+    )

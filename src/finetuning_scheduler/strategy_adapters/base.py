@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .._lightning import LightningModule, Trainer, load_model_and_precision
-from ..core.param_groups import forget_state, state_by_name
+from ..core.optim.states import state_by_name
+from ..core.optim.zero import forget_state
 from ..core.runner import PhaseRunner
-from ..core.schedule import Schedule
+from ..core.schedule.schedule import Schedule
 from ..core.view import ModelView
 from ..errors import Problem
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from .._lightning import rebuild_ddp
+from ..core.sharding.replicas import check_replicas
 from .base import StrategyAdapter
-from .replicas import check_replicas
 
 
 class DDPStrategyAdapter(StrategyAdapter):

@@ -7,28 +7,32 @@ it has to thaw at the same time.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy
 
 from .._lightning import FSDPStrategy, LightningModule, Trainer, saves_sharded_checkpoints
-from ..core.generate import generate
 from ..core.plan import block_numbers
 from ..core.runner import PhaseRunner
-from ..core.schedule import Schedule
-from ..core.view import ModelView, plain_name, structure_of, without_values
+from ..core.schedule.generate import generate
+from ..core.schedule.schedule import Schedule
+from ..core.sharding.flat_parameters import (
+    flat_view,
+    is_wrapped,
+    names_in,
+    paths_of,
+    renew_backward_hooks,
+    units,
+    with_overrides,
+)
+from ..core.sharding.modules import select_modules
+from ..core.sharding.units import Unit
+from ..core.view import ModelView
 from ..errors import Problem, ScheduleError
 from . import loading
-from .alignment import Unit
 from .base import StrategyAdapter
 from .limits import gradient_clipping, saves_optimizers, stateless_optimizers
-from .modules import select_modules
-
-Policy = Callable[..., bool] | CustomPolicy
 
 
 class FSDPStrategyAdapter(StrategyAdapter):
@@ -63,12 +67,12 @@ class FSDPStrategyAdapter(StrategyAdapter):
     def connect(self, trainer: Trainer) -> None:
         """Attach the trainer; note whether an earlier fit has wrapped the module already."""
         super().connect(trainer)
-        self._wrapped_before = _is_wrapped(trainer.lightning_module)
+        self._wrapped_before = is_wrapped(trainer.lightning_module)
 
     def on_model_configured(self) -> None:
         """Add the overrides to the policy by which the strategy is about to wrap the module."""
         module = self.trainer.lightning_module
-        self._wraps_itself = _is_wrapped(module) and not self._wrapped_before
+        self._wraps_itself = is_wrapped(module) and not self._wrapped_before
         if not self._overrides or self._wrapped_before:
             return
         if self._wraps_itself:
@@ -112,14 +116,8 @@ class FSDPStrategyAdapter(StrategyAdapter):
         yield from self._blocks_apart(view, schedule)
 
     def on_phase_thawed(self) -> None:
-        """Let units take part in the backward pass anew.
-
-        A frozen unit under a frozen root keeps the hook of its last backward pass, since only a root that has something
-        to train takes the hooks away; a unit that is trained needs another one.
-        """
-        for _, flat in _units(self._root):
-            if (state := vars(flat).pop("_post_backward_hook_state", None)) is not None:
-                state[-1].remove()
+        """Let units take part in the backward pass anew."""
+        renew_backward_hooks(self._root)
 
     def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
         """Load with the groups of the checkpoint's phase."""
@@ -133,8 +131,7 @@ class FSDPStrategyAdapter(StrategyAdapter):
         """Find parameters in no unit, whose gradients nobody would average over the ranks."""
         if self.trainer.world_size == 1:
             return
-        paths = _paths(self.trainer.lightning_module)
-        held = {_joined(paths[id(i.module)], i.param_name) for _, flat in _units(self._root) for i in flat._param_infos}
+        held = names_in(self._root, paths_of(self.trainer.lightning_module))
         alone = [name for phase in schedule.phases for name in phase.params if name not in held]
         if alone:
             message = f"expected every parameter to thaw in a module that FSDP wraps, got {', '.join(alone)}"
@@ -146,7 +143,7 @@ class FSDPStrategyAdapter(StrategyAdapter):
         if not decaying:
             return
         number_of = block_numbers(generate(view.plain, "blocks"))
-        for path, flat in _units(self._root):
+        for path, flat in units(self._root):
             names = view.names_of[id(flat)]
             if decaying.issuperset(names) and len({number_of[name] for name in names}) > 1:
                 message = (
@@ -157,8 +154,8 @@ class FSDPStrategyAdapter(StrategyAdapter):
 
     def _misaligned(self, view: ModelView, schedule: Schedule) -> Iterator[Problem]:
         phase_of = {name: number for number, phase in enumerate(schedule.phases) for name in phase.params}
-        units = [Unit(path, view.names_of[id(flat)], phase_of, view.plain) for path, flat in _units(self._root)]
-        separations = [(unit, unit.separation()) for unit in units if not unit.is_aligned]
+        found = [Unit(path, view.names_of[id(flat)], phase_of, view.plain) for path, flat in units(self._root)]
+        separations = [(unit, unit.separation()) for unit in found if not unit.is_aligned]
         overrides = [*self._overrides, *(name for _, apart in separations for name in apart or ())]
         for unit, apart in separations:
             message = f"expected what FSDP flattens into one tensor to thaw in one phase, got the unit {unit}"
@@ -170,66 +167,3 @@ class FSDPStrategyAdapter(StrategyAdapter):
         if self._wraps_itself:
             return f"Wrap these modules too in `configure_model`: {', '.join(overrides)}."
         return f"Use strategy_adapter_cfg={{'awp_overrides': {list(dict.fromkeys(overrides))}}}."
-
-
-def with_overrides(policy: Policy | None, chosen: Collection[nn.Module]) -> Policy:
-    """Extend a policy for automatic wrapping, of any of PyTorch's kinds, by modules that it is to wrap in any case."""
-    if policy is None:
-        return CustomPolicy(lambda module: module in chosen)
-    if isinstance(policy, CustomPolicy):
-        choose = policy._lambda_fn  # its only attribute, for which there is no accessor
-        return CustomPolicy(lambda module: choose(module) or module in chosen)
-    if isinstance(policy, ModuleWrapPolicy):
-        return CustomPolicy(lambda module: module in chosen or policy(module, recurse=False, nonwrapped_numel=0))
-
-    def extended(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-        wanted = any(part in chosen for part in module.modules()) if recurse else module in chosen
-        return wanted or policy(module=module, recurse=recurse, nonwrapped_numel=nonwrapped_numel)
-
-    return extended
-
-
-def _is_wrapped(module: nn.Module) -> bool:
-    return any(isinstance(part, FullyShardedDataParallel) for part in module.modules())
-
-
-def _paths(module: nn.Module) -> dict[int, str]:
-    """By the identity of each module inside, its name without wrappers."""
-    return {id(part): plain_name(name) for name, part in module.named_modules()}
-
-
-def flat_view(module: nn.Module, root: nn.Module) -> ModelView:
-    """View a module that FSDP has wrapped.
-
-    Args:
-        module: The module as the user knows it, with wrapped parts.
-        root: ``module`` or the unit that FSDP has made of it.
-    """
-    paths = _paths(module)
-    units = [flat for _, flat in _units(root)]
-    flat_ids = {id(flat) for flat in units}
-    registered = {id(parameter) for parameter in module.parameters()}
-    held = {plain_name(name): p for name, p in module.named_parameters() if id(p) not in flat_ids}
-    stand_ins: dict[int, dict[str, nn.Parameter]] = defaultdict(dict)
-    for flat in units:
-        alone = id(flat) in registered  # in place of the original parameters
-        for info, shape in zip(flat._param_infos, flat._shapes, strict=True):
-            stand_ins[id(info.module)][info.param_name] = without_values(shape, flat.dtype)
-            if alone:
-                held[_joined(paths[id(info.module)], info.param_name)] = flat
-        for tied in flat._shared_param_infos:
-            first = stand_ins[id(tied.prim_module)][tied.prim_param_name]
-            stand_ins[id(tied.module)][tied.param_name] = first
-    plain = structure_of(module, stand_ins)
-    return ModelView(module, plain, {name: held[name] for name, _ in plain.named_parameters()})
-
-
-def _units(root: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield each unit that holds parameters: the path of the module it wraps, and the flat tensor."""
-    for name, module in root.named_modules():
-        if isinstance(module, FullyShardedDataParallel) and module._flat_param is not None:
-            yield plain_name(name), module._flat_param
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

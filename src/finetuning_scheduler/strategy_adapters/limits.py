@@ -8,8 +8,8 @@ from typing import Literal
 from torch.optim import SGD
 
 from .._lightning import LightningModule, Trainer
-from ..core.reinit import import_class
-from ..core.schedule import Schedule
+from ..core.optim.build import import_class
+from ..core.schedule.schedule import Schedule
 from ..errors import Problem
 
 

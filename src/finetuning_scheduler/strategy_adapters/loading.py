@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.optim import Optimizer
 
 from .._lightning import Trainer, install_optimizer, load_model_and_precision
-from ..core.param_groups import group_names
+from ..core.optim.param_groups import group_names
 from ..core.runner import PhaseRunner
 from ..core.thaw import set_trainable
 from ..core.view import plain_name

@@ -11,16 +11,16 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from .._lightning import ModelParallelStrategy, saves_sharded_checkpoints
-from ..core.param_groups import mesh_of
+from ..core.optim.param_groups import mesh_of
 from ..core.runner import PhaseRunner
-from ..core.schedule import Schedule
+from ..core.schedule.schedule import Schedule
+from ..core.sharding.fully_shard import FSDPPlan
+from ..core.sharding.replicas import check_replicas
 from ..core.view import ModelView
 from ..errors import Problem
 from . import loading
 from .base import StrategyAdapter
-from .fsdp_plan import FSDPPlan
 from .limits import gradient_clipping, stateless_optimizers
-from .replicas import check_replicas
 
 
 class ModelParallelStrategyAdapter(StrategyAdapter):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
-from finetuning_scheduler.core.schedule import Phase, Schedule
-from finetuning_scheduler.errors import Problem, ScheduleError
+from ...errors import OptimizerError, Problem, ScheduleError
+from .draft import plain
+from .model import Phase
+from .schedule import Schedule
 
 Heuristic = Literal["pairs", "blocks"]
 
@@ -50,6 +52,31 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
     names.reverse()
     groups = _in_blocks(names, model) if heuristic == "blocks" else []
     return Schedule(phases=tuple(Phase(params=tuple(group)) for group in groups or _in_pairs(names)))
+
+
+def implicit(
+    model: nn.Module, reinit_optim_cfg: Mapping[str, Any] | None, reinit_lr_cfg: Mapping[str, Any] | None
+) -> dict[int, dict[str, Any]]:
+    """Generate a schedule in which every phase after the first installs the given optimizer and LR scheduler.
+
+    Args:
+        model: The model to generate the schedule for.
+        reinit_optim_cfg: What ``new_optimizer`` of a phase would be.
+        reinit_lr_cfg: What ``new_lr_scheduler`` of a phase would be, without lists that depend on the number of groups.
+
+    Raises:
+        OptimizerError: A list depends on the number of groups, which differs from phase to phase.
+    """
+    reinit_optim_cfg, reinit_lr_cfg = plain(reinit_optim_cfg), plain(reinit_lr_cfg)
+    if isinstance(reinit_lr_cfg, Mapping) and (problems := _per_group_lists(reinit_lr_cfg)):
+        raise OptimizerError(problems)
+    phases = generate(model).to_dict()
+    for number, phase in phases.items():
+        if number > 0 and reinit_optim_cfg is not None:
+            phase["new_optimizer"] = reinit_optim_cfg
+        if number > 0 and reinit_lr_cfg is not None:
+            phase["new_lr_scheduler"] = reinit_lr_cfg
+    return phases
 
 
 def phase_comments(schedule: Schedule, model: nn.Module) -> list[str]:
@@ -123,3 +150,17 @@ def _kind(module: nn.Module) -> _Kind:
     """Modules of one class are of one kind; plain containers also need the same parameters inside."""
     kind = type(module)
     return kind, tuple(name for name, _ in module.named_parameters()) if kind in _CONTAINERS else ()
+
+
+def _per_group_lists(reinit_lr_cfg: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    fix = "Leave it out, or give it in the phases of an explicit schedule."
+    if reinit_lr_cfg.get("init_pg_lrs") is not None:
+        message = "expected `reinit_lr_cfg` to suit any number of parameter groups, got `init_pg_lrs`"
+        problems.append(Problem(message, fix=fix))
+    init = reinit_lr_cfg.get("lr_scheduler_init")
+    arguments = init.get("init_args") if isinstance(init, Mapping) else None
+    if isinstance(arguments, Mapping) and isinstance(arguments.get("min_lr"), (list, tuple)):
+        message = "expected `reinit_lr_cfg` to suit any number of parameter groups, got a list as `min_lr`"
+        problems.append(Problem(message, fix="Give one number."))
+    return problems

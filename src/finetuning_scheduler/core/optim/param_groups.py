@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import CheckpointError, Problem
-from .lr_schedulers import grow, select
+from .schedulers import grow, select
+from .zero import repartition
 
 NamedParameters = Mapping[str, nn.Parameter]
 
@@ -63,8 +63,8 @@ def add_group(
         {
             "params": list(named) if with_names else [parameter for _, parameter in named],
             **(overrides or {}),
-            "lr": _like(reference.get("lr"), lr),
-            "initial_lr": _like(reference.get("lr"), lr),
+            "lr": like(reference.get("lr"), lr),
+            "initial_lr": like(reference.get("lr"), lr),
         }
     )
     for scheduler in lr_schedulers:
@@ -141,108 +141,14 @@ def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: 
         del optimizer.state[parameter]
     if hasattr(optimizer, "_params"):  # LBFGS keeps its only group's list under another name
         optimizer._params = optimizer.param_groups[0]["params"]
-    _repartition(optimizer)
+    repartition(optimizer)
 
 
-def reorder_groups(optimizer: Optimizer, parameters: NamedParameters, stored: Sequence[Sequence[str]]) -> None:
-    """Bring the groups' parameters into a checkpoint's order, since optimizer state is stored by position.
-
-    Raises:
-        CheckpointError: The groups do not hold the parameters that the checkpoint's groups held.
-    """
-    present = group_names(optimizer, parameters)
-    problems = _group_differences(present, stored)
-    if problems:
-        raise CheckpointError(problems)
-    for group, names, wanted in zip(optimizer.param_groups, present, stored, strict=True):
-        if names != list(wanted):
-            group["params"] = [parameters[name] for name in wanted]
-            if "param_names" in group:
-                group["param_names"] = list(wanted)
-
-
-def _group_differences(present: Sequence[Sequence[str]], stored: Sequence[Sequence[str]]) -> list[Problem]:
-    fix = "Resume with the schedule, model and optimizer groups that wrote the checkpoint."
-    if len(present) != len(stored):
-        return [Problem(f"expected {len(stored)} parameter groups as in the checkpoint, got {len(present)}", fix=fix)]
-    problems = []
-    for index, (names, wanted) in enumerate(zip(present, stored, strict=True)):
-        missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
-        if missing or extra:
-            message = f"parameter group {index} differs from the checkpoint's: missing {missing}, not expected {extra}"
-            problems.append(Problem(message, fix=fix))
-    return problems
-
-
-def state_by_name(state_dict: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
-    """Key an optimizer ``state_dict``'s per-parameter state by name instead of position."""
-    position_to_name = {
-        position: name
-        for group, group_names_ in zip(state_dict["param_groups"], names, strict=True)
-        for position, name in zip(group["params"], group_names_, strict=True)
-    }
-    return {position_to_name[position]: state for position, state in state_dict["state"].items()}
-
-
-def with_state(
-    optimizer: Optimizer, parameters: NamedParameters, states: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Build a ``state_dict`` of the optimizer's present groups and learning rates, but other per-parameter state.
-
-    Parameters that ``states`` does not name start without state, as they do when they are first thawed.
-    """
-    names = group_names(optimizer, parameters)
-    groups = _packed(optimizer)
-    state = {
-        position: dict(states[name])
-        for group, names_ in zip(groups, names, strict=True)
-        for position, name in zip(group["params"], names_, strict=True)
-        if name in states
-    }
-    return {"state": state, "param_groups": groups}
-
-
-def forget_state(optimizer: Any) -> None:
-    """Drop all per-parameter state.
-
-    ``ZeroRedundancyOptimizer.load_state_dict`` leaves the state of parameters alone that the given state does not name.
-    """
-    optimizer.state.clear()
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.optim.state.clear()
+def like(reference: object, lr: Any) -> float | torch.Tensor:
+    """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor."""
+    return torch.full_like(reference, float(lr)) if isinstance(reference, torch.Tensor) else float(lr)
 
 
 def _no_names(optimizer: Optimizer, index: int) -> dict[str, list[str]]:
     """Return the empty list of names that a group without parameters has if its optimizer knows names."""
     return {"param_names": []} if "param_names" in optimizer.param_groups[index] else {}
-
-
-def _packed(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Give the groups with positions in place of parameters, as ``state_dict`` does.
-
-    ``state_dict`` itself is no way to them where the state is spread over ranks and has to be collected first.
-    """
-    groups, first = [], 0
-    for group in optimizer.param_groups:
-        positions = list(range(first, first + len(group["params"])))
-        groups.append({**group, "params": positions})
-        first += len(positions)
-    return groups
-
-
-def _repartition(optimizer: Any) -> None:
-    """Let a ``ZeroRedundancyOptimizer`` spread its parameters over the ranks anew, in place, before its first step."""
-    if hasattr(optimizer, "consolidate_state_dict"):
-        type(optimizer).__init__(
-            optimizer,
-            optimizer.param_groups,
-            optimizer._optim_constructor,
-            process_group=optimizer.process_group,
-            parameters_as_bucket_view=optimizer.parameters_as_bucket_view,
-            **optimizer._optim_defaults,
-        )
-
-
-def _like(reference: object, lr: float) -> float | torch.Tensor:
-    """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor."""
-    return torch.full_like(reference, lr) if isinstance(reference, torch.Tensor) else lr

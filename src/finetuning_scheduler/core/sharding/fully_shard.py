@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +12,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 
-from ..errors import Problem, ScheduleError
+from ...errors import Problem, ScheduleError
+from ..schedule.wording import closest, did_you_mean
 from .modules import select_modules
 
 ACTIVATION_CHECKPOINTING = ("composable", "wrapped", "wrapped_offload")
@@ -64,8 +64,7 @@ class FSDPPlan:
         for place, arguments in self._given.items():
             for name in arguments:
                 if name not in known:
-                    near = difflib.get_close_matches(str(name), known, n=1)
-                    fix = f"Did you mean {near[0]}?" if near else f"Use any of {', '.join(known)}."
+                    fix = did_you_mean(closest(name, known), f"Use any of {', '.join(known)}.")
                     yield Problem(f"expected {place} to hold arguments of `fully_shard`, got {name!r}", fix=fix)
             mode = arguments.get("act_ckpt")
             if mode is not None and mode not in ACTIVATION_CHECKPOINTING:

@@ -1,16 +1,14 @@
-"""Check and build the optimizer and the LR scheduler that a phase installs.
+"""Do these optimizer and LR scheduler classes take these arguments, and do they suit the model?
 
-Checks make each class on stand-in parameters, so that wrong arguments are found before training. They come in two
+Each class is made on stand-in parameters, so that wrong arguments are found before training. The checks come in two
 parts: what a schedule says by itself, and what depends on the model and its optimizer.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -18,112 +16,16 @@ from torch import nn
 from torch.optim import LBFGS, SGD, Adadelta, Adam, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..errors import Problem
-from .lr_schedulers import KEYS_IN_GROUPS, SUPPORTED_LR_SCHEDULERS, growth_failure
-from .schedule import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
+from ...errors import Problem
+from ..schedule.model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
+from ..schedule.wording import closest, did_you_mean, listed
+from .build import SchedulerSettings, import_class
+from .schedulers import SUPPORTED_LR_SCHEDULERS, growth_failure
 
-# In a group: the learning rate of its optimizer, until the scheduler that still reads `initial_lr` is replaced.
-_NEXT_INITIAL_LR = "next_initial_lr"
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
 
 OptimizerFactory = Callable[[int], Optimizer]
-
-
-@dataclass(frozen=True)
-class SchedulerSettings:
-    """How often an LR scheduler steps and what it waits for: the keys of ``pl_lrs_cfg``, named as Lightning's."""
-
-    name: str | None = None
-    interval: str = "epoch"
-    frequency: int = 1
-    reduce_on_plateau: bool = False
-    monitor: str | None = None
-    strict: bool = True
-
-    @classmethod
-    def of(cls, spec: LRSchedulerSpec) -> SchedulerSettings:
-        """Read the settings of a valid specification; a scheduler that waits for a metric is marked as such."""
-        known = {field.name for field in fields(cls)}
-        values = {key: value for key, value in spec.pl_lrs_cfg.items() if key in known}
-        on_plateau = issubclass(import_class(spec.lr_scheduler_init.class_path), ReduceLROnPlateau)
-        return cls(**{**values, "reduce_on_plateau": on_plateau})
-
-
-# --- building ---------------------------------------------------------------------------------------------------------
-
-
-def build_optimizer(
-    spec: OptimizerSpec, old: Optimizer, overrides: Sequence[Mapping[str, Any]], *, keep_initial_lr: bool = False
-) -> Optimizer:
-    """Make a phase's optimizer over the groups of the one before, without its state.
-
-    Each group keeps its present learning rate; the new optimizer's own learning rate, if it names one, becomes the
-    ``initial_lr``, from which an LR scheduler made in this or a later phase starts.
-
-    Args:
-        spec: The class and its arguments.
-        old: The optimizer to replace.
-        overrides: For each group, the options in which it differs from the other groups, such as ``weight_decay``.
-        keep_initial_lr: Leave ``initial_lr`` alone, since a scheduler that stays in force reads it at each step.
-    """
-    arguments = spec.optimizer_init.init_args
-    with_names = "param_names" in old.param_groups[0]
-    groups = [
-        {"params": list(zip(g["param_names"], g["params"], strict=True)) if with_names else g["params"]}
-        for g in old.param_groups
-    ]
-    new: Optimizer = import_class(spec.optimizer_init.class_path)(groups, **arguments)
-    for group, old_group, override in zip(new.param_groups, old.param_groups, overrides, strict=True):
-        group.update({key: value for key, value in override.items() if key in new.defaults})
-        # The scheduler in force goes on with the new groups.
-        group.update({key: old_group[key] for key in KEYS_IN_GROUPS if key in old_group})
-        group["lr"] = _as_kind_of(group["lr"], old_group["lr"])
-        own = "lr" in arguments and not keep_initial_lr
-        initial = arguments["lr"] if own else old_group.get("initial_lr", old_group["lr"])
-        group["initial_lr"] = _as_kind_of(group["lr"], initial)
-        if keep_initial_lr and "lr" in arguments:
-            group[_NEXT_INITIAL_LR] = _as_kind_of(group["lr"], arguments["lr"])
-    return new
-
-
-def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRScheduler:
-    """Make a phase's LR scheduler over the existing groups, which first get the learning rates it starts from.
-
-    These are ``init_pg_lrs``, else the present ones if ``use_current_optimizer_pg_lrs``, else the groups'
-    ``initial_lr``, else the present ones.
-    """
-    for index, group in enumerate(optimizer.param_groups):
-        if spec.init_pg_lrs is not None:
-            lr = spec.init_pg_lrs[index]
-        elif spec.use_current_optimizer_pg_lrs:
-            lr = group["lr"]
-        else:
-            lr = group.get(_NEXT_INITIAL_LR, group.get("initial_lr", group["lr"]))
-        group.pop(_NEXT_INITIAL_LR, None)
-        group["initial_lr"] = _as_kind_of(group["lr"], lr)
-        group["lr"] = _as_kind_of(group["lr"], lr)
-    arguments = {key: value for key, value in spec.lr_scheduler_init.init_args.items() if key != "optimizer"}
-    scheduler: LRScheduler = import_class(spec.lr_scheduler_init.class_path)(optimizer, **arguments)
-    return scheduler
-
-
-def import_class(class_path: str) -> Any:
-    """Import a class by its path.
-
-    Raises:
-        ImportError: There is no such module, or nothing of that name in it.
-    """
-    module_name, _, name = class_path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        # A module can raise anything when it is imported.
-        raise ImportError(f"{type(error).__name__}: {error}" if not str(error) else str(error)) from error
-
-
-def _as_kind_of(reference: object, lr: Any) -> Any:
-    """Hold a learning rate in a tensor of its own if the optimizer does."""
-    return torch.full_like(reference, float(lr)) if isinstance(reference, torch.Tensor) else float(lr)
+Complaint = tuple[str, str]  # what is wrong, what to do about it
 
 
 # --- what a schedule says by itself -----------------------------------------------------------------------------------
@@ -158,9 +60,6 @@ def check_phases(
             problems += _located(complaints, number, source, (lines or {}).get((number, "new_lr_scheduler")))
             notes += _scheduler_notes(phase.new_lr_scheduler, number)
     return problems, notes
-
-
-Complaint = tuple[str, str]  # what is wrong, what to do about it
 
 
 def _located(
@@ -260,12 +159,8 @@ def _scheduler_notes(spec: LRSchedulerSpec, phase: int) -> Iterator[str]:
     known = [field.name for field in fields(SchedulerSettings)]
     for key in spec.pl_lrs_cfg:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            yield f"phase {phase}: unknown key {key!r} in `pl_lrs_cfg` is ignored{hint}"
-
-
-# --- what depends on the model and its optimizer ----------------------------------------------------------------------
+            hint = did_you_mean(closest(key, known), otherwise="")
+            yield f"phase {phase}: unknown key {key!r} in `pl_lrs_cfg` is ignored{hint and f'. {hint}'}"
 
 
 def check_against_model(
@@ -312,14 +207,14 @@ def _parameter_complaints(
         others = [name for name in names if parameters[name].dim() != 2]
         if others:
             yield (
-                f"Muon optimizes matrices only, but this phase gives it {_some(others)}",
+                f"Muon optimizes matrices only, but this phase gives it {listed(others, limit=3)}",
                 ("Thaw these with another optimizer."),
             )
     if issubclass(kind, SparseAdam):
         dense = [name for name in names if name not in sparse]
         if dense:
             yield (
-                f"SparseAdam needs sparse gradients, but this phase gives it the dense {_some(dense)}",
+                f"SparseAdam needs sparse gradients, but this phase gives it the dense {listed(dense, limit=3)}",
                 ("Use Adam, or thaw embeddings with sparse=True only."),
             )
 
@@ -336,26 +231,6 @@ def _count_complaints(spec: LRSchedulerSpec, groups: int) -> Iterator[Complaint]
             f"expected `min_lr` to be a number or {groups} values, one per existing group, got {len(minima)}",
             (f"Give a number or {groups} values."),
         )
-
-
-SPARSE_MODULES = (nn.Embedding, nn.EmbeddingBag)  # modules whose parameters can have sparse gradients
-
-
-def sparse_parameters(model: nn.Module) -> frozenset[str]:
-    """Name the parameters whose gradients are sparse: the weights of embeddings made with ``sparse=True``."""
-    return frozenset(
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if isinstance(module, SPARSE_MODULES) and module.sparse
-    )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-# --- stand-ins --------------------------------------------------------------------------------------------------------
 
 
 def _stand_in_groups(count: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .generate import Heuristic, generate, phase_comments
 from .schedule import Schedule
-from .yaml_io import write_schedule
+from .yaml_writer import write_schedule
 
 
 def schedule_path(model: nn.Module, directory: str | PathLike[str]) -> Path:

@@ -1,151 +1,23 @@
-"""What a schedule is, and how one is made from a mapping or a YAML file.
+"""From what a user wrote to valid phases: every problem is found, each with the line it is on.
 
-The models hold valid values only. `draft` is the way in from what a user wrote: it keeps going after a problem, so
-that all problems can be reported together, and keeps the line each selector came from. This module is longer than most
-because the models and the checks that lead to them read best side by side.
+Reading goes on after a problem, so that all problems can be reported together.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
 import os
-import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from finetuning_scheduler.core.yaml_events import MAX_DEPTH, KeyPath
-from finetuning_scheduler.core.yaml_io import read_document
-from finetuning_scheduler.errors import Problem, ScheduleFormatError
-
-
-def _tuple_from_list(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Selector = Annotated[str, Field(min_length=1)]
-Selectors = Annotated[tuple[Selector, ...], BeforeValidator(_tuple_from_list)]
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-LearningRates = Annotated[
-    tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...],
-    Field(min_length=1),
-    BeforeValidator(_tuple_from_list),
-]
-Scale = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-
-class _Model(BaseModel):
-    """Immutable; unknown keys and values of another type are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ClassInit(_Model):
-    """A class and the arguments to make an instance with."""
-
-    class_path: str = Field(min_length=1, description="Import path of the class, such as `torch.optim.SGD`.")
-    init_args: dict[str, Any] = Field(default={}, description="Keyword arguments of its constructor.")
-
-
-class OptimizerSpec(_Model):
-    """The optimizer to install when a phase starts."""
-
-    optimizer_init: ClassInit = Field(description="The optimizer's class and arguments.")
-
-
-class LRSchedulerSpec(_Model):
-    """The learning rate scheduler to install when a phase starts."""
-
-    lr_scheduler_init: ClassInit = Field(description="The scheduler's class and arguments.")
-    pl_lrs_cfg: dict[str, Any] = Field(
-        default={}, description="Keys of Lightning's LRSchedulerConfig, such as `interval` and `frequency`."
-    )
-    init_pg_lrs: LearningRates | None = Field(
-        default=None, description="Learning rates of the existing parameter groups, one for each."
-    )
-    use_current_optimizer_pg_lrs: bool = Field(
-        default=False, description="Start from the groups' current learning rates, not from their `initial_lr`."
-    )
-
-
-class Phase(_Model):
-    """The parameters to thaw, when to go on, and what to train them with."""
-
-    params: Selectors = Field(min_length=1, description="Parameter names or regular expressions.")
-    max_transition_epoch: int = Field(
-        default=-1, ge=-1, description="Epoch at which the next phase begins at the latest; -1: no such limit."
-    )
-    max_transition_step: int = Field(
-        default=-1, ge=-1, description="Optimizer step at which the next phase begins at the latest; -1: no such limit."
-    )
-    lr: LearningRate | None = Field(
-        default=None, description="Learning rate of the parameters this phase thaws; not in phase 0."
-    )
-    lr_decay: Annotated[LearningRate, Field(le=1)] | None = Field(
-        default=None,
-        description="Factor on the learning rate for each block further from the output; not in phase 0.",
-    )
-    lr_decay_min_scale: Scale = Field(default=0.0, description="What `lr_decay` scales the learning rate by at least.")
-    lr_warmup_steps: int = Field(
-        default=0, ge=0, description="Optimizer steps in which the learning rates of this phase's groups rise from 0."
-    )
-    new_optimizer: OptimizerSpec | None = Field(
-        default=None, description="Optimizer to install when this phase starts; not in phase 0."
-    )
-    new_lr_scheduler: LRSchedulerSpec | None = Field(
-        default=None, description="LR scheduler to install when this phase starts; not in phase 0."
-    )
-
-
-class Schedule(_Model):
-    """The phases of a fine-tuning session, in order."""
-
-    phases: tuple[Phase, ...] = Field(min_length=1, description="The phases; phase 0 comes first.")
-
-    def __len__(self) -> int:
-        return len(self.phases)
-
-    def __getitem__(self, number: int) -> Phase:
-        return self.phases[number]
-
-    @classmethod
-    def parse(cls, source: ScheduleSource) -> Schedule:
-        """Make a schedule from a mapping or YAML file, which are left as they are; raises `ScheduleError`."""
-        drafted = draft(source)
-        if drafted.problems:
-            raise ScheduleFormatError(drafted.problems, renumbered=drafted.renumbered)
-        return cls(phases=tuple(drafted.phases.values()))
-
-    def up_to(self, depth: int) -> Schedule:
-        """The phases up to one of them; all if `depth` is -1 or larger than there are."""
-        return self if depth < 0 else Schedule(phases=self.phases[: depth + 1])
-
-    def to_dict(self) -> dict[int, dict[str, Any]]:
-        """The schedule as plain Python values, `{0: {"params": [...]}, ...}`, without the defaults."""
-        return {number: _plain(phase.model_dump(exclude_defaults=True)) for number, phase in enumerate(self.phases)}
-
-
-ScheduleSource = Schedule | Mapping[Any, Any] | str | os.PathLike[str]
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a schedule file, for editors."""
-    phase = Phase.model_json_schema(ref_template="#/$defs/{model}")
-    definitions = phase.pop("$defs", {})
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Fine-tuning schedule",
-        "description": "Phases by number, from 0 without gaps.",
-        "type": "object",
-        "patternProperties": {r"^\d+$": {"$ref": "#/$defs/Phase"}},
-        "additionalProperties": False,
-        "minProperties": 1,
-        "$defs": {**definitions, "Phase": phase},
-    }
+from ...errors import Problem
+from .model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
+from .wording import closest, did_you_mean, listed, shown
+from .yaml_events import MAX_DEPTH, KeyPath
+from .yaml_reader import read_document
 
 
 @dataclass(frozen=True)
@@ -167,10 +39,12 @@ class Draft:
     renumbered: dict[int, Any] | None = None
 
 
-def draft(source: ScheduleSource) -> Draft:
-    """Understand as much of a schedule as possible; raises `ScheduleFileError` for a file that is not YAML."""
-    if isinstance(source, Schedule):
-        return _Drafter(None, {}).draft(source.to_dict())
+def draft(source: Mapping[Any, Any] | str | os.PathLike[str]) -> Draft:
+    """Understand as much of a mapping or YAML file as possible.
+
+    Raises:
+        ScheduleFileError: The file cannot be read or is not YAML.
+    """
     if isinstance(source, (str, os.PathLike)):
         document = read_document(source)
         return _Drafter(document.source, document.lines, document.problems).draft(document.data)
@@ -194,7 +68,7 @@ class _Drafter:
         phases: dict[int, Phase] = {}
         renumbered = None
         if not isinstance(data, Mapping) or not data:
-            got = "an empty mapping" if isinstance(data, Mapping) else _shown(data)
+            got = "an empty mapping" if isinstance(data, Mapping) else shown(data)
             self._problem(
                 (), f"expected a mapping of phase numbers to phases, got {got}", "write `0:` with `params:` below it"
             )
@@ -221,21 +95,21 @@ class _Drafter:
             if number is None or number < 0:
                 self._problem(
                     (key,),
-                    f"expected a phase number (0, 1, 2, ...) as key, got {_shown(key)}",
+                    f"expected a phase number (0, 1, 2, ...) as key, got {shown(key)}",
                     "number the phases from 0",
                 )
             elif number in keys:
                 self._problem(
                     (key,),
-                    f"expected each phase number once, got {_shown(keys[number])} and {_shown(key)}",
+                    f"expected each phase number once, got {shown(keys[number])} and {shown(key)}",
                     "remove one of the two",
                     number,
                 )
             else:
                 keys[number] = key
-        converted = [f"{_shown(key)} to {number}" for number, key in keys.items() if type(key) is not int]
+        converted = [f"{shown(key)} to {number}" for number, key in keys.items() if type(key) is not int]
         if converted:
-            self._notice((), f"phase keys were converted to integers: {_listed(converted)}")
+            self._notice((), f"phase keys were converted to integers: {listed(converted)}")
         return keys
 
     def _renumbered(self, keys: Mapping[int, Any], data: Mapping[Any, Any]) -> dict[int, Any] | None:
@@ -247,23 +121,23 @@ class _Drafter:
         missing = f"phase {gap} is missing" if after == gap + 1 else f"phases {gap} to {after - 1} are missing"
         self._problem(
             (keys[after],),
-            f"expected phase numbers from 0 without gaps, got {_listed(list(map(str, numbers)))}; {missing}",
+            f"expected phase numbers from 0 without gaps, got {listed(list(map(str, numbers)))}; {missing}",
             "renumber the phases from 0",
         )
         try:
-            return {position: _plain(data[keys[number]]) for position, number in enumerate(numbers)}
-        except _TooDeepError:
+            return {position: plain(data[keys[number]]) for position, number in enumerate(numbers)}
+        except TooDeepError:
             return None
 
     def _phase(self, number: int, key: Any, data: Mapping[Any, Any]) -> Phase | None:
         try:
-            raw = _plain(data[key])
-        except _TooDeepError:
+            raw = plain(data[key])
+        except TooDeepError:
             self._problem((key,), f"expected at most {MAX_DEPTH} nested levels, got more", "flatten it", number)
             return None
         if not isinstance(raw, dict):
             self._problem(
-                (key,), f"expected a mapping with `params`, got {_shown(raw)}", "write `params:` below it", number
+                (key,), f"expected a mapping with `params`, got {shown(raw)}", "write `params:` below it", number
             )
             return None
         raw = self._fit_for_phase_0(raw, key) if number == 0 else raw
@@ -312,7 +186,7 @@ class _Drafter:
         if len(unique) == len(phase.params):
             return phase
         repeated = [repr(selector) for selector, count in Counter(phase.params).items() if count > 1]
-        self._notice((key, "params"), f"selectors listed more than once are used once: {_listed(repeated)}", number)
+        self._notice((key, "params"), f"selectors listed more than once are used once: {listed(repeated)}", number)
         return phase.model_copy(update={"params": unique})
 
     def _line(self, path: KeyPath) -> int | None:
@@ -377,7 +251,7 @@ def _explained(details: Mapping[str, Any]) -> tuple[str, str]:
     if kind == "extra_forbidden":
         return _unknown_key(location)
     if kind == "invalid_key":
-        return f"expected keys that are strings, got {_shown(location[-1])}", "quote the key, or remove it"
+        return f"expected keys that are strings, got {shown(location[-1])}", "quote the key, or remove it"
     expected, fix = _EXPECTED.get(kind, (details["msg"], "correct it"))
     if kind == "less_than_equal":
         expected, fix = f"{details['ctx']['le']:g} or less", "correct it"
@@ -390,7 +264,7 @@ def _explained(details: Mapping[str, Any]) -> tuple[str, str]:
     if kind == "tuple_type" and isinstance(value, str):
         fix = f"make it a list: `{name}: [{value}]`"
     subject = f"`{name}`: " if name else ""
-    return f"{subject}expected {expected}, got {_shown(value)}", fix
+    return f"{subject}expected {expected}, got {shown(value)}", fix
 
 
 def _is_repeated(details: Mapping[str, Any]) -> bool:
@@ -403,9 +277,8 @@ def _unknown_key(location: tuple[int | str, ...]) -> tuple[str, str]:
     for parent in parents:
         model = _nested_models().get(str(parent), model)
     known = list(model.model_fields)
-    near = difflib.get_close_matches(str(key), known, n=1)
     where = f" in `{'.'.join(map(str, parents))}`" if parents else ""
-    fix = f"did you mean `{near[0]}`?" if near else "remove it"
+    fix = did_you_mean(closest(key, known), "remove it")
     return f"expected one of the keys {', '.join(known)}{where}, got `{key}`", fix
 
 
@@ -418,41 +291,25 @@ def _nested_models() -> dict[str, type[BaseModel]]:
     }
 
 
-class _TooDeepError(ValueError):
+class TooDeepError(ValueError):
     """A structure with more levels than any schedule needs, perhaps one that contains itself."""
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
-    """A copy that shares no container with `value`; mappings become dicts and tuples lists."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """A copy that shares no container with `value`: mappings, and the namespaces of LightningCLI, become dicts.
+
+    LightningCLI lists even the arguments that only a running session can fill in; these are left out.
+    """
     if depth > MAX_DEPTH:
-        raise _TooDeepError
+        raise TooDeepError
+    if hasattr(value, "as_dict"):
+        value = value.as_dict()
     if isinstance(value, Mapping):
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
+        copied = {key: plain(item, depth + 1) for key, item in value.items()}
+        if isinstance(arguments := copied.get("init_args"), dict):
+            unfilled = [key for key in ("params", "optimizer") if arguments.get(key, value) is None]
+            copied["init_args"] = {key: item for key, item in arguments.items() if key not in unfilled}
+        return copied
     if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value]
+        return [plain(item, depth + 1) for item in value]
     return value
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 60
-_short.maxlevel, _short.maxdict, _short.maxlist = 2, 3, 3
-
-
-def _shown(value: Any) -> str:
-    """A value for a message: short, and None and booleans as YAML writes them."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "not-a-number" if math.isnan(value) else "infinity"
-    if isinstance(value, tuple):
-        return _short.repr(list(value))
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "a number of more than 75 digits"
-    return _short.repr(value)
-
-
-def _listed(items: Sequence[str], limit: int = 10) -> str:
-    shown = ", ".join(items[:limit])
-    return shown if len(items) <= limit else f"{shown} and {len(items) - limit:,} more"

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from ..core.patterns import compiled
-from ..core.selectors import ParameterIndex, closest_names, matching_names
-from ..core.view import CONTAINERS, plain_name
-from ..errors import Problem, ScheduleError
+from ...errors import Problem, ScheduleError
+from ..schedule.names import ParameterIndex, closest_names, matching_names
+from ..schedule.patterns import compiled
+from ..schedule.wording import did_you_mean
+from ..view import CONTAINERS, plain_name
 
 
 def select_modules(root: nn.Module, selectors: Iterable[str], argument: str) -> dict[str, list[tuple[str, nn.Module]]]:
@@ -54,6 +55,5 @@ def _nothing(selector: str, containers: Sequence[str], index: ParameterIndex, ar
     if containers:
         message = f"expected {argument} to select modules with a forward pass, got {', '.join(containers)}"
         return Problem(message, fix=f"Select the modules inside, such as '{containers[0]}.*'.", selector=selector)
-    near = closest_names(selector, index)
-    fix = f"Did you mean {' or '.join(near)}?" if near else "Use names of the LightningModule's named_modules()."
+    fix = did_you_mean(closest_names(selector, index), "Use names of the LightningModule's named_modules().")
     return Problem(f"expected {argument} to match a module, got no match", fix=fix, selector=selector)

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from .._lightning import LightningModule, Trainer, callbacks_of
-from ..core.lr_schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
-from ..core.plan import Plan
-from ..core.schedule import Schedule
-from ..core.thaw import FrozenModulesMode
-from ..errors import Problem
-from .checkpoint import FTSCheckpoint
-from .wiring import find
+from ._lightning import LightningModule, Trainer, callbacks_of
+from .callbacks.checkpoint import FTSCheckpoint
+from .callbacks.wiring import find
+from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
+from .core.plan import Plan
+from .core.schedule.schedule import Schedule
+from .core.thaw import FrozenModulesMode
+from .errors import Problem
 
 
 class Configuration(Protocol):

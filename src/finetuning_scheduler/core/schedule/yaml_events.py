@@ -21,7 +21,7 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
-from finetuning_scheduler.errors import Problem, ScheduleFileError
+from ...errors import Problem, ScheduleFileError
 
 MAX_DEPTH = 100
 MAX_ALIASED_VALUES = 1_000_000

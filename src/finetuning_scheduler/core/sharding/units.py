@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import nn
 
-from ..core.view import CONTAINERS
+from ..view import CONTAINERS
 
 _EMPTY = -1  # the phase of a unit in which nothing has to stay
 

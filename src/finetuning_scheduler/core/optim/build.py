@@ -1,0 +1,107 @@
+"""Make the optimizer and the LR scheduler that a phase installs, over the groups there are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from ..schedule.model import LRSchedulerSpec, OptimizerSpec
+from .param_groups import like
+from .schedulers import KEYS_IN_GROUPS
+
+# In a group: the learning rate of its optimizer, until the scheduler that still reads `initial_lr` is replaced.
+_NEXT_INITIAL_LR = "next_initial_lr"
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """How often an LR scheduler steps and what it waits for: the keys of ``pl_lrs_cfg``, named as Lightning's."""
+
+    name: str | None = None
+    interval: str = "epoch"
+    frequency: int = 1
+    reduce_on_plateau: bool = False
+    monitor: str | None = None
+    strict: bool = True
+
+    @classmethod
+    def of(cls, spec: LRSchedulerSpec) -> SchedulerSettings:
+        """Read the settings of a valid specification; a scheduler that waits for a metric is marked as such."""
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in spec.pl_lrs_cfg.items() if key in known}
+        on_plateau = issubclass(import_class(spec.lr_scheduler_init.class_path), ReduceLROnPlateau)
+        return cls(**{**values, "reduce_on_plateau": on_plateau})
+
+
+def build_optimizer(
+    spec: OptimizerSpec, old: Optimizer, overrides: Sequence[Mapping[str, Any]], *, keep_initial_lr: bool = False
+) -> Optimizer:
+    """Make a phase's optimizer over the groups of the one before, without its state.
+
+    Each group keeps its present learning rate; the new optimizer's own learning rate, if it names one, becomes the
+    ``initial_lr``, from which an LR scheduler made in this or a later phase starts.
+
+    Args:
+        spec: The class and its arguments.
+        old: The optimizer to replace.
+        overrides: For each group, the options in which it differs from the other groups, such as ``weight_decay``.
+        keep_initial_lr: Leave ``initial_lr`` alone, since a scheduler that stays in force reads it at each step.
+    """
+    arguments = spec.optimizer_init.init_args
+    with_names = "param_names" in old.param_groups[0]
+    groups = [
+        {"params": list(zip(g["param_names"], g["params"], strict=True)) if with_names else g["params"]}
+        for g in old.param_groups
+    ]
+    new: Optimizer = import_class(spec.optimizer_init.class_path)(groups, **arguments)
+    for group, old_group, override in zip(new.param_groups, old.param_groups, overrides, strict=True):
+        group.update({key: value for key, value in override.items() if key in new.defaults})
+        # The scheduler in force goes on with the new groups.
+        group.update({key: old_group[key] for key in KEYS_IN_GROUPS if key in old_group})
+        group["lr"] = like(group["lr"], old_group["lr"])
+        own = "lr" in arguments and not keep_initial_lr
+        initial = arguments["lr"] if own else old_group.get("initial_lr", old_group["lr"])
+        group["initial_lr"] = like(group["lr"], initial)
+        if keep_initial_lr and "lr" in arguments:
+            group[_NEXT_INITIAL_LR] = like(group["lr"], arguments["lr"])
+    return new
+
+
+def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRScheduler:
+    """Make a phase's LR scheduler over the existing groups, which first get the learning rates it starts from.
+
+    These are ``init_pg_lrs``, else the present ones if ``use_current_optimizer_pg_lrs``, else the groups'
+    ``initial_lr``, else the present ones.
+    """
+    for index, group in enumerate(optimizer.param_groups):
+        if spec.init_pg_lrs is not None:
+            lr = spec.init_pg_lrs[index]
+        elif spec.use_current_optimizer_pg_lrs:
+            lr = group["lr"]
+        else:
+            lr = group.get(_NEXT_INITIAL_LR, group.get("initial_lr", group["lr"]))
+        group.pop(_NEXT_INITIAL_LR, None)
+        group["initial_lr"] = like(group["lr"], lr)
+        group["lr"] = like(group["lr"], lr)
+    arguments = {key: value for key, value in spec.lr_scheduler_init.init_args.items() if key != "optimizer"}
+    scheduler: LRScheduler = import_class(spec.lr_scheduler_init.class_path)(optimizer, **arguments)
+    return scheduler
+
+
+def import_class(class_path: str) -> Any:
+    """Import a class by its path.
+
+    Raises:
+        ImportError: There is no such module, or nothing of that name in it.
+    """
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except Exception as error:
+        # A module can raise anything when it is imported.
+        raise ImportError(f"{type(error).__name__}: {error}" if not str(error) else str(error)) from error

@@ -1,0 +1,82 @@
+"""An optimizer's state by parameter name, and groups in the order of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from ...errors import CheckpointError, Problem
+from .param_groups import NamedParameters, group_names
+
+
+def reorder_groups(optimizer: Optimizer, parameters: NamedParameters, stored: Sequence[Sequence[str]]) -> None:
+    """Bring the groups' parameters into a checkpoint's order, since optimizer state is stored by position.
+
+    Raises:
+        CheckpointError: The groups do not hold the parameters that the checkpoint's groups held.
+    """
+    present = group_names(optimizer, parameters)
+    problems = _group_differences(present, stored)
+    if problems:
+        raise CheckpointError(problems)
+    for group, names, wanted in zip(optimizer.param_groups, present, stored, strict=True):
+        if names != list(wanted):
+            group["params"] = [parameters[name] for name in wanted]
+            if "param_names" in group:
+                group["param_names"] = list(wanted)
+
+
+def _group_differences(present: Sequence[Sequence[str]], stored: Sequence[Sequence[str]]) -> list[Problem]:
+    fix = "Resume with the schedule, model and optimizer groups that wrote the checkpoint."
+    if len(present) != len(stored):
+        return [Problem(f"expected {len(stored)} parameter groups as in the checkpoint, got {len(present)}", fix=fix)]
+    problems = []
+    for index, (names, wanted) in enumerate(zip(present, stored, strict=True)):
+        missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
+        if missing or extra:
+            message = f"parameter group {index} differs from the checkpoint's: missing {missing}, not expected {extra}"
+            problems.append(Problem(message, fix=fix))
+    return problems
+
+
+def state_by_name(state_dict: Mapping[str, Any], names: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Key an optimizer ``state_dict``'s per-parameter state by name instead of position."""
+    position_to_name = {
+        position: name
+        for group, group_names_ in zip(state_dict["param_groups"], names, strict=True)
+        for position, name in zip(group["params"], group_names_, strict=True)
+    }
+    return {position_to_name[position]: state for position, state in state_dict["state"].items()}
+
+
+def with_state(
+    optimizer: Optimizer, parameters: NamedParameters, states: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Build a ``state_dict`` of the optimizer's present groups and learning rates, but other per-parameter state.
+
+    Parameters that ``states`` does not name start without state, as they do when they are first thawed.
+    """
+    names = group_names(optimizer, parameters)
+    groups = _packed(optimizer)
+    state = {
+        position: dict(states[name])
+        for group, names_ in zip(groups, names, strict=True)
+        for position, name in zip(group["params"], names_, strict=True)
+        if name in states
+    }
+    return {"state": state, "param_groups": groups}
+
+
+def _packed(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Give the groups with positions in place of parameters, as ``state_dict`` does.
+
+    ``state_dict`` itself is no way to them where the state is spread over ranks and has to be collected first.
+    """
+    groups, first = [], 0
+    for group in optimizer.param_groups:
+        positions = list(range(first, first + len(group["params"])))
+        groups.append({**group, "params": positions})
+        first += len(positions)
+    return groups

@@ -1,0 +1,219 @@
+"""From selectors, names and regular expressions, to full parameter names."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, takewhile
+
+from ...errors import Problem, ScheduleError, ScheduleFormatError, SelectorError, joined
+from .draft import Draft
+from .model import Phase
+from .names import ParameterIndex, closest_names, matches_prefix, matches_whole, matching_names
+from .patterns import compiled, number_boundaries, with_dots_escaped, with_numbers_guarded
+from .schedule import Schedule
+from .wording import did_you_mean, listed
+
+MAX_SUGGESTIONS = 5  # a search for similar names costs far more than a look-up
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A schedule in full parameter names, as far as it can be used.
+
+    Attributes:
+        phases: The phases before the first one that cannot be used: all of them if there are no errors.
+        errors: What is wrong with it, by kind.
+        notices: What the user may want to know, one line each.
+        warnings: What the user should look at, one line each.
+        frozen: The number of parameters in no phase.
+    """
+
+    phases: tuple[Phase, ...] = ()
+    errors: tuple[ScheduleError, ...] = ()
+    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    frozen: int = 0
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule.
+
+        Raises:
+            ScheduleError: With everything that is wrong with it.
+        """
+        if self.errors:
+            raise joined(self.errors)
+        return Schedule(phases=self.phases)
+
+
+def resolve_names(drafted: Draft, index: ParameterIndex) -> Resolution:
+    """Replace the selectors of a schedule by full names, in the order the model registers them."""
+    resolver = _Resolver(index, drafted)
+    phases = {number: resolver.phase(number, phase) for number, phase in drafted.phases.items()}
+    problems = (*resolver.problems, *resolver.overlaps())
+    errors: list[ScheduleError] = []
+    if drafted.problems:
+        errors.append(ScheduleFormatError(drafted.problems, renumbered=drafted.renumbered))
+    if problems:
+        errors.append(SelectorError(problems))
+    broken = {problem.phase for problem in problems}
+    usable = takewhile(lambda number: number in phases and number not in broken, count())
+    return Resolution(
+        phases=tuple(phases[number] for number in usable),
+        errors=tuple(errors),
+        notices=(*drafted.notices, *resolver.notices),
+        warnings=(*drafted.warnings, *resolver.warnings),
+        frozen=len(index.names) - len(resolver.owners),
+    )
+
+
+class _Resolver:
+    """Goes over the phases of one schedule, collecting what it finds."""
+
+    def __init__(self, index: ParameterIndex, drafted: Draft) -> None:
+        self.index = index
+        self.drafted = drafted
+        self.problems: list[Problem] = []
+        self.notices: list[str] = []
+        self.warnings: list[str] = []
+        # the phase and selector that took each parameter first
+        self.owners: dict[str, tuple[int, str]] = {}
+        self.shared: dict[tuple[int, str, int, str], list[str]] = defaultdict(list)
+        # what the phase at hand names but cannot thaw
+        self.dropped: list[str] = []
+        self.suggestions = 0
+
+    def phase(self, number: int, phase: Phase) -> Phase:
+        """The phase with full names instead of selectors."""
+        names: dict[str, None] = {}
+        found_problem = False
+        self.dropped.clear()
+        for selector in phase.params:
+            before = len(self.problems)
+            selected = self._selected(number, selector)
+            found_problem |= len(self.problems) > before
+            names.update(dict.fromkeys(selected))
+            self._claim(number, selector, selected)
+        if not names and not found_problem:
+            self.problems.append(
+                Problem(
+                    f"expected a parameter to thaw, got only {listed(self.dropped)}",
+                    "name registered floating point parameters, or remove the phase",
+                    self.drafted.source,
+                    self.drafted.lines.get((number, phase.params[0])),
+                    number,
+                )
+            )
+        return phase.model_copy(update={"params": tuple(names)})
+
+    def overlaps(self) -> Iterator[Problem]:
+        """One problem for each two selectors of different phases that select the same parameters."""
+        for (first, first_selector, second, second_selector), names in self.shared.items():
+            line = self.drafted.lines.get((first, first_selector))
+            place = f"phase {first} by selector '{first_selector}'" + ("" if line is None else f" on line {line}")
+            message = f"expected each parameter in one phase, but {place} already has {', '.join(names)}"
+            yield self._problem(second, second_selector, message, "take it out of one of the two phases")
+
+    def _claim(self, number: int, selector: str, names: Iterable[str]) -> None:
+        for name in names:
+            owner, owner_selector = self.owners.setdefault(name, (number, selector))
+            if owner != number:
+                self.shared[owner, owner_selector, number, selector].append(name)
+
+    def _selected(self, number: int, selector: str) -> list[str]:
+        """The registered names a selector stands for, without aliases and parameters that cannot be thawed."""
+        if selector in self.index.positions:
+            return self._named(number, selector)
+        if selector in self.index.aliases:
+            self._notice_aliases(number, selector, [selector], set())
+            return []
+        try:
+            pattern = compiled(selector)
+        except (re.error, OverflowError, RecursionError) as error:
+            message = f"expected a parameter name or a regular expression, got an invalid one: {error}"
+            self.problems.append(self._problem(number, selector, message, "correct the expression"))
+            return []
+        matched = matching_names(pattern, self.index)
+        if not matched:
+            self.problems.append(self._no_match(number, selector))
+            return []
+        self._warn_about_numbers(number, selector, matched)
+        return self._thawable(number, selector, matched)
+
+    def _named(self, number: int, name: str) -> list[str]:
+        if name not in self.index.fixed:
+            return [name]
+        message = f"expected a floating point or complex parameter, got dtype {self.index.fixed[name]}"
+        self.problems.append(self._problem(number, name, message, "remove it: it has no gradient"))
+        return []
+
+    def _thawable(self, number: int, selector: str, matched: Iterable[str]) -> list[str]:
+        registered = sorted(
+            (name for name in matched if name in self.index.positions), key=self.index.positions.__getitem__
+        )
+        aliases = [name for name in matched if name in self.index.aliases]
+        self._notice_aliases(number, selector, aliases, set(registered))
+        fixed = [f"{name} ({self.index.fixed[name]})" for name in registered if name in self.index.fixed]
+        self.dropped += fixed
+        if fixed:
+            self._notice(number, selector, f"left out, since their dtype has no gradient: {listed(fixed)}")
+        return [name for name in registered if name not in self.index.fixed]
+
+    def _notice_aliases(self, number: int, selector: str, aliases: Iterable[str], selected: set[str]) -> None:
+        dropped = [
+            f"{alias} (registered as {self.index.aliases[alias]})"
+            for alias in aliases
+            if self.index.aliases[alias] not in selected
+        ]
+        self.dropped += dropped
+        if dropped:
+            message = f"aliases of tied parameters are dropped, the registered name thaws them: {listed(dropped)}"
+            self._notice(number, selector, message)
+
+    def _warn_about_numbers(self, number: int, selector: str, matched: Sequence[str]) -> None:
+        if len(matched) < 2:
+            return
+        overrun = number_overruns(selector, matched)
+        if overrun is not None:
+            corrected, unintended = overrun
+            message = f"the match runs across a number: it also selects {unintended}"
+            self.warnings.append(str(self._problem(number, selector, message, f"write '{corrected}'")))
+
+    def _no_match(self, number: int, selector: str) -> Problem:
+        near: list[str] = []
+        if self.suggestions < MAX_SUGGESTIONS:
+            self.suggestions += 1
+            near = closest_names(selector, self.index)
+        fix = did_you_mean(near, "use names of the model's named_parameters()")
+        return self._problem(number, selector, "expected to match a parameter, but matches none", fix)
+
+    def _problem(self, number: int, selector: str, message: str, fix: str | None = None) -> Problem:
+        line = self.drafted.lines.get((number, selector))
+        return Problem(message, fix, self.drafted.source, line, number, selector)
+
+    def _notice(self, number: int, selector: str, message: str) -> None:
+        self.notices.append(str(self._problem(number, selector, message)))
+
+
+def number_overruns(selector: str, matched: Sequence[str]) -> tuple[str, str] | None:
+    """A selector with its numbers ended where a match runs across them, and one name it then leaves out."""
+    matches = matches_whole if matches_whole(compiled(selector), matched[0]) else matches_prefix
+    overruns: dict[int, str] = {}
+    for place in number_boundaries(selector):
+        guarded = compiled(with_numbers_guarded(selector, [place]))
+        name = next((name for name in matched if not matches(guarded, name)), None)
+        if name is not None:
+            overruns[place] = name
+    if not overruns:
+        return None
+    guarded = compiled(with_numbers_guarded(selector, overruns))
+    intended = [name for name in matched if matches(guarded, name)]
+    # where nothing is left, the longer number is what the user means
+    if not intended:
+        return None
+    plain = compiled(with_dots_escaped(selector, overruns))
+    corrected = plain if all(matches(plain, name) for name in intended) else guarded
+    return corrected.pattern, next(iter(overruns.values()))

@@ -1,0 +1,44 @@
+"""A schedule: its phases in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from ...errors import ScheduleFormatError
+from .draft import draft, plain
+from .model import Model, Phase
+
+
+class Schedule(Model):
+    """The phases of a fine-tuning session, in order."""
+
+    phases: tuple[Phase, ...] = Field(min_length=1, description="The phases; phase 0 comes first.")
+
+    def __len__(self) -> int:
+        return len(self.phases)
+
+    def __getitem__(self, number: int) -> Phase:
+        return self.phases[number]
+
+    @classmethod
+    def parse(cls, source: ScheduleSource) -> Schedule:
+        """Make a schedule from a mapping or YAML file, which are left as they are; raises `ScheduleError`."""
+        drafted = draft(source.to_dict() if isinstance(source, Schedule) else source)
+        if drafted.problems:
+            raise ScheduleFormatError(drafted.problems, renumbered=drafted.renumbered)
+        return cls(phases=tuple(drafted.phases.values()))
+
+    def up_to(self, depth: int) -> Schedule:
+        """The phases up to one of them; all if `depth` is -1 or larger than there are."""
+        return self if depth < 0 else Schedule(phases=self.phases[: depth + 1])
+
+    def to_dict(self) -> dict[int, dict[str, Any]]:
+        """The schedule as plain Python values, `{0: {"params": [...]}, ...}`, without the defaults."""
+        return {number: plain(phase.model_dump(exclude_defaults=True)) for number, phase in enumerate(self.phases)}
+
+
+ScheduleSource = Schedule | Mapping[Any, Any] | str | os.PathLike[str]

@@ -1,0 +1,1 @@
+"""What `torch.distributed` makes of a model: units, flat tensors, plans, replicas. Knows no trainer."""
