@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .callbacks.checkpoint import FTSCheckpoint
     from .callbacks.early_stopping import FTSEarlyStopping
-    from .core.runner import PhaseRunner
+    from .core.loop import PhaseRunner
     from .core.schedule.model import Phase
     from .core.schedule.schedule import Schedule
     from .errors import ScheduleError
@@ -25,7 +25,7 @@ _HOME = {
     "FTSEarlyStopping": "callbacks.early_stopping",
     "FinetuningScheduler": "fts",
     "Phase": "core.schedule.model",
-    "PhaseRunner": "core.runner",
+    "PhaseRunner": "core.loop",
     "Schedule": "core.schedule.schedule",
     "ScheduleError": "errors",
     "ScheduleImplMixin": "fts_supporters",

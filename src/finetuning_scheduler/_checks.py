@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any, Protocol
+
+from torch.optim import Optimizer
 
 from ._lightning import LightningModule, Trainer, callbacks_of
 from .callbacks.checkpoint import FTSCheckpoint
@@ -12,27 +13,55 @@ from .callbacks.wiring import find
 from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from .core.plan import Plan
 from .core.schedule.schedule import Schedule
+from .core.settings import Settings, flag_problems
 from .core.thaw import FrozenModulesMode
 from .errors import Problem
+from .strategy_adapters import has_custom_adapter, untested_strategy
 
 
 class Configuration(Protocol):
-    """The constructor arguments that are checked here."""
+    """What a user has asked of the callback."""
 
     base_max_lr: float | None
     restore_best: bool
+    gen_ft_sched_only: bool
+    epoch_transitions_only: bool
     reinit_optim_cfg: dict[str, Any] | None
     reinit_lr_cfg: dict[str, Any] | None
-    epoch_transitions_only: bool
+    strategy_adapter_cfg: dict[str, Any] | None
+    custom_strategy_adapters: dict[str, str] | None
     allow_untested: bool
+    apply_lambdas_new_pgs: bool
+    enforce_phase0_params: bool
+    frozen_bn_track_running_stats: bool
     frozen_modules_mode: FrozenModulesMode
+    intra_epoch_transitions: bool
 
 
-def configuration_problems(
-    configuration: Configuration, max_depth: int, trainer: Trainer, *, implicit: bool
-) -> list[Problem]:
-    """List what is wrong with the arguments, the strategy, the optimizer and the checkpoint callback."""
-    problems = [*_argument_problems(configuration, max_depth), *_module_problems(trainer)]
+def settings_of(configuration: Configuration, max_depth: int, module: LightningModule) -> Settings:
+    """Take the settings that a session needs from the callback and the module."""
+    return Settings(
+        max_depth=max_depth,
+        base_max_lr=configuration.base_max_lr,
+        no_decay=getattr(module, "no_decay", None) or (),
+        restore_best=configuration.restore_best,
+        enforce_phase0_params=configuration.enforce_phase0_params,
+        apply_lambdas_new_pgs=configuration.apply_lambdas_new_pgs,
+        frozen_bn_track_running_stats=configuration.frozen_bn_track_running_stats,
+        frozen_modules_mode=configuration.frozen_modules_mode,
+    )
+
+
+def configuration_problems(configuration: Configuration, trainer: Trainer, *, implicit: bool) -> list[Problem]:
+    """List what is wrong with the arguments, the strategy, the optimizer and the checkpoint callback.
+
+    Args:
+        configuration: What the user has asked of the callback.
+        trainer: The trainer.
+        implicit: Whether the schedule is generated.
+    """
+    problems = [problem for name in _FLAGS for problem in flag_problems(name, getattr(configuration, name))]
+    problems += _callback_problems(trainer)
     for name in ("reinit_optim_cfg", "reinit_lr_cfg"):
         if not implicit and getattr(configuration, name) is not None:
             fix = "Use `new_optimizer` and `new_lr_scheduler` in the schedule's phases."
@@ -40,14 +69,18 @@ def configuration_problems(
     if configuration.restore_best:
         problems += _checkpoint_problems(trainer)
     problems += _optimizer_problems(trainer)
-    if not configuration.allow_untested:
-        problems += _untested(trainer)
-    return problems
+    return problems if configuration.allow_untested else [*problems, *_untested(configuration, trainer)]
 
 
-def untested_warnings(trainer: Trainer) -> list[str]:
+def usable_optimizer(trainer: Trainer) -> Optimizer | None:
+    """Return the trainer's optimizer if a schedule can be executed with it."""
+    return None if any(_optimizer_problems(trainer)) else trainer.optimizers[0]
+
+
+def untested_warnings(configuration: Configuration, trainer: Trainer) -> list[str]:
     """List what ``allow_untested`` lets pass."""
-    return [f"{problem.message}; going on since `allow_untested` is set." for problem in _untested(trainer)]
+    untested = _untested(configuration, trainer)
+    return [f"{problem.message}; going on since `allow_untested` is set." for problem in untested]
 
 
 def limit_problems(configuration: Configuration, schedule: Schedule) -> list[Problem]:
@@ -77,44 +110,10 @@ def limit_warnings(trainer: Trainer, plan: Plan) -> list[str]:
     return messages
 
 
-def no_decay_fragments(pl_module: LightningModule) -> tuple[str, ...]:
-    """Return the module's ``no_decay`` list: fragments of names whose parameters get no weight decay."""
-    return tuple(getattr(pl_module, "no_decay", None) or ())
+_FLAGS = ("gen_ft_sched_only", "epoch_transitions_only", "allow_untested", "intra_epoch_transitions")
 
 
-_FLAGS = (
-    "restore_best",
-    "gen_ft_sched_only",
-    "epoch_transitions_only",
-    "allow_untested",
-    "apply_lambdas_new_pgs",
-    "enforce_phase0_params",
-    "frozen_bn_track_running_stats",
-    "intra_epoch_transitions",
-)
-
-
-def _argument_problems(configuration: Configuration, max_depth: Any) -> Iterator[Problem]:
-    if not isinstance(max_depth, int) or isinstance(max_depth, bool) or max_depth < -1:
-        yield Problem(f"expected `max_depth` to be -1 or a phase, got {max_depth!r}", fix="Use -1 for all phases.")
-    lr: Any = configuration.base_max_lr
-    if lr is not None and not (isinstance(lr, (int, float)) and not isinstance(lr, bool) and 0 < lr < math.inf):
-        fix = "Use a learning rate above 0, or None for that of phase 0."
-        yield Problem(f"expected `base_max_lr` to be a number above 0, got {lr!r}", fix=fix)
-    for name in _FLAGS:
-        if not isinstance(value := getattr(configuration, name), bool):
-            yield Problem(f"expected `{name}` to be True or False, got {value!r}", fix="Use True or False.")
-    if configuration.frozen_modules_mode not in ("train", "eval"):
-        message = f"expected `frozen_modules_mode` to be 'train' or 'eval', got {configuration.frozen_modules_mode!r}"
-        yield Problem(message, fix="Use 'train' to leave module modes alone.")
-
-
-def _module_problems(trainer: Trainer) -> Iterator[Problem]:
-    fragments = getattr(trainer.lightning_module, "no_decay", None)
-    is_list = isinstance(fragments, (list, tuple, set, frozenset))
-    if fragments is not None and not (is_list and all(isinstance(part, str) and part for part in fragments)):
-        fix = 'Make it a list, such as ["bias", "LayerNorm.weight"].'
-        yield Problem(f"expected the module's `no_decay` to be a list of name fragments, got {fragments!r}", fix=fix)
+def _callback_problems(trainer: Trainer) -> Iterator[Problem]:
     if any(type(callback).__name__ == "StochasticWeightAveraging" for callback in callbacks_of(trainer)):
         message = "expected no StochasticWeightAveraging callback, which installs an LR scheduler of its own, got one"
         yield Problem(message, fix="Install torch.optim.swa_utils.SWALR as the `new_lr_scheduler` of a phase.")
@@ -150,8 +149,11 @@ def _optimizer_problems(trainer: Trainer) -> Iterator[Problem]:
         yield Problem("expected the optimizer to step by itself, got overlap_with_ddp=True", fix=fix)
 
 
-def _untested(trainer: Trainer) -> Iterator[Problem]:
+def _untested(configuration: Configuration, trainer: Trainer) -> Iterator[Problem]:
     fix = "Set `allow_untested=True` to try it."
+    reason = untested_strategy(trainer.strategy)
+    if reason is not None and not has_custom_adapter(trainer, configuration.custom_strategy_adapters):
+        yield Problem(reason, fix=fix)
     for config in trainer.lr_scheduler_configs:
         if not is_supported(config.scheduler):
             names = ", ".join(kind.__name__ for kind in SUPPORTED_LR_SCHEDULERS)

@@ -157,7 +157,7 @@ def test_the_blocks_of_the_model() -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_plan_says_each_groups_learning_rate(case: Case) -> None:
     planned = runner_of(case).plan.phases[1:]
-    assert [[(group.names, group.lr) for group in phase.groups] for phase in planned] == case.groups
+    assert [[(group.names, group.lr) for group in phase.new_groups] for phase in planned] == case.groups
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -193,7 +193,7 @@ def test_a_model_without_repeated_blocks_decays_by_pairs() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 1))
     phases = {0: {"params": ["2.*"]}, 1: {"params": ["1.*", "0.*"], "lr": LR, "lr_decay": 0.5}}
     runner = PhaseRunner(model, SGD(model[2].parameters(), lr=0.5), phases)
-    groups = runner.plan.phases[1].groups
+    groups = runner.plan.phases[1].new_groups
     assert [(group.names, group.lr) for group in groups] == [
         (("1.weight", "1.bias"), LR),
         (("0.weight", "0.bias"), LR * 0.5),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetuning_scheduler.core.optim.param_groups import (
-    add_group,
+    PlannedGroup,
+    add_groups,
+    arrange,
     group_names,
-    keep_only,
     learning_rates,
 )
 from finetuning_scheduler.core.optim.states import reorder_groups, state_by_name, with_state
@@ -79,6 +81,31 @@ def named(model: nn.Module, *prefixes: str) -> list[tuple[str, nn.Parameter]]:
 
 def parameters(model: nn.Module, *prefixes: str) -> list[nn.Parameter]:
     return [parameter for _, parameter in named(model, *prefixes)]
+
+
+def add_group(
+    optimizer: Optimizer,
+    lr_schedulers: Sequence[LRScheduler],
+    named: Sequence[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    overrides: Mapping[str, Any] | None = None,
+    apply_lambdas: bool = False,
+) -> None:
+    group = PlannedGroup(tuple(name for name, _ in named), lr, overrides or {})
+    groups = [group] if named else []
+    add_groups(optimizer, lr_schedulers, dict(named), groups, apply_lambdas=apply_lambdas)
+
+
+def keep_only(optimizer: Optimizer, lr_schedulers: Sequence[LRScheduler], kept: Sequence[nn.Parameter]) -> None:
+    """Arrange the groups so that they hold nothing but these parameters."""
+    names = {parameter: str(number) for number, parameter in enumerate(kept)}
+    for group in optimizer.param_groups:
+        known = zip(group["params"], group.get("param_names", ()), strict=False)
+        names |= {parameter: name for parameter, name in known if parameter in names}
+    held = [[names[p] for p in group["params"] if p in names] for group in optimizer.param_groups]
+    groups = [PlannedGroup(tuple(group), 0.0, source=index) for index, group in enumerate(held) if group]
+    arrange(optimizer, lr_schedulers, {name: parameter for parameter, name in names.items()}, groups)
 
 
 def train(model: nn.ModuleDict, optimizer: Optimizer, scheduler: LRScheduler | None = None, steps: int = 1) -> None:

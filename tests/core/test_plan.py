@@ -29,12 +29,12 @@ def make_plan(
 
 def test_a_phase_adds_one_group_with_its_own_learning_rate_or_the_default() -> None:
     plan = make_plan({}, {"lr": 0.125}, {})
-    assert [group.lr for phase in plan.phases[1:] for group in phase.groups] == [0.125, 0.5]
+    assert [group.lr for phase in plan.phases[1:] for group in phase.new_groups] == [0.125, 0.5]
     assert [phase.limits.params for phase in plan.phases] == [(f"{layer}.weight", f"{layer}.bias") for layer in LAYERS]
 
 
 def test_no_decay_splits_a_phase_in_two_groups_that_share_its_learning_rate() -> None:
-    decays, exempt = make_plan({}, {"lr": 0.125}, no_decay=("bias",)).phases[1].groups
+    decays, exempt = make_plan({}, {"lr": 0.125}, no_decay=("bias",)).phases[1].new_groups
     assert decays.names == ("middle.weight",)
     assert dict(decays.options) == {}
     assert exempt.names == ("middle.bias",)
@@ -44,7 +44,7 @@ def test_no_decay_splits_a_phase_in_two_groups_that_share_its_learning_rate() ->
 
 @pytest.mark.parametrize("fragments", [("nowhere",), ("middle",)], ids=["none is exempt", "all are exempt"])
 def test_no_decay_adds_no_empty_group(fragments: tuple[str, ...]) -> None:
-    (group,) = make_plan({}, {}, no_decay=fragments).phases[1].groups
+    (group,) = make_plan({}, {}, no_decay=fragments).phases[1].new_groups
     assert group.names == ("middle.weight", "middle.bias")
 
 

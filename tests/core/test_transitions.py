@@ -6,7 +6,7 @@ import pytest
 
 from finetuning_scheduler.core.monitor import Patience
 from finetuning_scheduler.core.schedule import Phase
-from finetuning_scheduler.core.transitions import Progress, Reason, decide
+from finetuning_scheduler.core.transitions import Moment, Progress, Reason, decide
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from finetuning_scheduler.core.transitions import Progress, Reason, decide
         pytest.param(
             {"max_transition_epoch": 3},
             {},
-            {"epoch": 3, "epoch_boundary": False},
+            {"epoch": 3, "between_epochs": False},
             None,
             id="the epoch limit counts between epochs only",
         ),
@@ -44,7 +44,7 @@ from finetuning_scheduler.core.transitions import Progress, Reason, decide
         pytest.param(
             {"max_transition_step": 10},
             {},
-            {"step": 12, "epoch_boundary": False},
+            {"step": 12, "between_epochs": False},
             Reason.STEP,
             id="the step limit counts inside an epoch",
         ),
@@ -62,11 +62,11 @@ from finetuning_scheduler.core.transitions import Progress, Reason, decide
             Reason.STEP,
             id="entered past its step limit, a phase lasts one step",
         ),
-        pytest.param({}, {}, {"patience_exhausted": True}, Reason.PATIENCE, id="patience alone"),
+        pytest.param({}, {}, {"out_of_patience": True}, Reason.PATIENCE, id="patience alone"),
         pytest.param(
             {"max_transition_epoch": 9, "max_transition_step": 90},
             {},
-            {"epoch": 1, "step": 5, "patience_exhausted": True},
+            {"epoch": 1, "step": 5, "out_of_patience": True},
             Reason.PATIENCE,
             id="patience before either limit",
         ),
@@ -89,8 +89,8 @@ from finetuning_scheduler.core.transitions import Progress, Reason, decide
 def test_phase_ends(
     limits: dict[str, int], entered: dict[str, int], now: dict[str, int], reason: Reason | None
 ) -> None:
-    present = {"epoch": 0, "step": 0, "epoch_boundary": True} | now
-    decision = decide(Phase(params=("weight",), **limits), Progress(**entered), **present)
+    present = {"epoch": 0, "step": 0, "between_epochs": True} | now
+    decision = decide(Phase(params=("weight",), **limits), Progress(**entered), Moment(**present))
     assert decision.reason is reason
     assert decision.advance is (reason is not None)
 

@@ -35,7 +35,7 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
 
     def forget(self) -> None:
         """Forget the checkpoints of another module that the same trainer has fitted."""
-        fresh = vars(type(self)(monitor=self.monitor, mode=self.mode))
+        fresh = vars(FTSCheckpoint(monitor=self.monitor, mode=self.mode))  # a subclass may take other arguments
         names = ("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value")
         vars(self).update({name: fresh[name] for name in (*names, "current_score", "last_model_path")})
         self.current_ckpt_depth = self.best_ckpt_depth = 0

@@ -1,9 +1,11 @@
 """The engine: schedules, thawing, transitions and parameter groups, for PyTorch with no Lightning installed."""
 
-from .monitor import Patience
-from .plan import Plan, PlannedGroup, PlannedPhase
-from .prepare import resolve
-from .runner import PhaseRunner, Transition
+from .loop import PhaseRunner
+from .monitor import Monitor, Patience
+from .optim.param_groups import PlannedGroup
+from .plan import PhaseState, Plan
+from .prepare import Prepared, prepare, read, resolve
+from .ranks import OneProcess, Ranks
 from .schedule import (
     LRSchedulerSpec,
     OptimizerSpec,
@@ -14,32 +16,44 @@ from .schedule import (
     json_schema,
     save_schedule,
 )
+from .session import Session
+from .settings import Settings
 from .snapshot import Snapshot
 from .thaw import FrozenModulePolicy, set_trainable
-from .transitions import Decision, Progress, Reason, decide
+from .transitions import Decision, Listener, Moment, Progress, Reason, Transition, decide
 from .view import ModelView
 
 __all__ = [
     "Decision",
     "FrozenModulePolicy",
     "LRSchedulerSpec",
+    "Listener",
     "ModelView",
+    "Moment",
+    "Monitor",
+    "OneProcess",
     "OptimizerSpec",
     "Patience",
     "Phase",
     "PhaseRunner",
+    "PhaseState",
     "Plan",
     "PlannedGroup",
-    "PlannedPhase",
+    "Prepared",
     "Progress",
+    "Ranks",
     "Reason",
     "Resolution",
     "Schedule",
+    "Session",
+    "Settings",
     "Snapshot",
     "Transition",
     "decide",
     "generate",
     "json_schema",
+    "prepare",
+    "read",
     "resolve",
     "save_schedule",
     "set_trainable",

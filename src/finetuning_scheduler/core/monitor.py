@@ -1,10 +1,17 @@
-"""A monitored metric, for loops that have no early stopping of their own."""
+"""A monitored metric, for loops that have no early stopping of their own: patience, and the best state so far."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from torch import nn
+
+from .session import Session
+from .snapshot import Snapshot
+from .transitions import Listener, Transition
 
 
 @dataclass
@@ -34,3 +41,54 @@ class Patience:
     def exhausted(self) -> bool:
         """Whether as many checks as allowed, at least one, passed without an improvement."""
         return self.waited >= max(self.limit, 1)
+
+
+class Monitor(Listener):
+    """Watch a metric: keep the best state in memory and restore it.
+
+    Args:
+        patience: Tells improvements, and when there have been none for too long.
+        keeps_best: Whether the best state is kept.
+    """
+
+    def __init__(self, patience: Patience, *, keeps_best: bool) -> None:
+        self.patience = patience
+        self.keeps_best = keeps_best
+        self.snapshot: Snapshot | None = None
+
+    def observe(self, metric: float, session: Session) -> None:
+        """Record the metric of a session's present state."""
+        if self.patience.update(metric) and self.keeps_best:
+            self.snapshot = Snapshot.take(session.view, session.optimizer, session.group_names)
+            session.progress.best_phase = session.phase
+
+    def restore(self, session: Session) -> None:
+        """Go back to the best weights and optimizer state so far, if there are any."""
+        if self.snapshot is None:
+            return
+        self.snapshot.restore(session.view)
+        states = self.snapshot.copied_optimizer_states()
+        session.optimizer.load_state_dict(session.optimizer_state_from(states, session.progress.best_phase))
+
+    def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
+        """Remember the values of parameters that the best state did not have to remember."""
+        if self.snapshot is not None:
+            self.snapshot.add(list(thawed.items()))
+
+    def on_transition(self, transition: Transition) -> None:
+        """Restart the count of checks."""
+        self.patience.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score and count, and the best state as tensors."""
+        return {
+            "patience": {"best": self.patience.best, "waited": self.patience.waited},
+            "snapshot": None if self.snapshot is None else vars(self.snapshot),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` returned, which stays as it is."""
+        self.patience.best, self.patience.waited = state["patience"]["best"], state["patience"]["waited"]
+        saved = state["snapshot"]
+        # The snapshot grows with the phases.
+        self.snapshot = None if saved is None else Snapshot(**{key: dict(part) for key, part in saved.items()})

@@ -1,34 +1,93 @@
-"""What each phase of a schedule will do to a model and its optimizer, computed before anything is trained."""
+"""What each phase of a schedule is: a whole state of the model and its optimizer, known before anything is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar, overload
 
-from .schedule.model import Phase
+from .optim.initial import is_exempt
+from .optim.param_groups import Options, PlannedGroup
+from .schedule.model import LRSchedulerSpec, OptimizerSpec, Phase
 from .schedule.schedule import Schedule
 
-Options = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class Prefix(Sequence[T]):
+    """The first items of a list, which many phases share: n states of a growing model take no n lists."""
+
+    def __init__(self, items: Sequence[T], length: int) -> None:
+        self.items = items
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[T]:
+        return islice(self.items, self.length)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return [self.items[position] for position in range(*index.indices(self.length))]
+        return self.items[range(self.length)[index]]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]  # like a list
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def difference(before: Sequence[str], after: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tell which names are new and which are gone; takes time in these alone if one state continues the other."""
+    if isinstance(before, Prefix) and isinstance(after, Prefix) and before.items is after.items:
+        return list(after[before.length :]), list(before[after.length :])
+    old, new = set(before), set(after)
+    return [name for name in after if name not in old], [name for name in before if name not in new]
 
 
 @dataclass(frozen=True)
-class PlannedGroup:
-    """A parameter group that a phase adds to the optimizer, at this learning rate and with these options."""
+class PhaseState:
+    """One phase: all that is trained in it, and with what.
 
-    names: tuple[str, ...]
-    lr: float
-    options: Options = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PlannedPhase:
-    """One phase, resolved against a model, and the groups it adds to those that the optimizer has."""
+    Attributes:
+        index: The phase.
+        limits: What the schedule says of it, in full names.
+        trainable: The names of all parameters that are trained, in the order in which they were thawed.
+        trainable_count: How many values these parameters have.
+        groups: All groups of the optimizer, in order.
+        groups_before: How many of them there are before the phase adds its own.
+        optimizer: The optimizer in force; ``None`` for the user's.
+        optimizer_since: The phase that installed it.
+        lr_scheduler: The LR scheduler in force; ``None`` for the user's.
+        lr_scheduler_since: The phase that installed it.
+        keeps_frozen_state: Whether the optimizer's state of parameters that are trained no more waits for them.
+    """
 
     index: int
     limits: Phase
-    groups: tuple[PlannedGroup, ...]
-    parameter_count: int
+    trainable: Sequence[str]
+    trainable_count: int
+    groups: Sequence[PlannedGroup]
+    groups_before: int = 0
+    optimizer: OptimizerSpec | None = None
+    optimizer_since: int = 0
+    lr_scheduler: LRSchedulerSpec | None = None
+    lr_scheduler_since: int = 0
+    keeps_frozen_state: bool = True
+
+    @property
+    def new_groups(self) -> Sequence[PlannedGroup]:
+        """The groups that the phase adds."""
+        return self.groups[self.groups_before :]
 
 
 @dataclass(frozen=True)
@@ -80,29 +139,44 @@ class GroupRules:
 class Plan:
     """The phases that will be executed and the size of the model they share."""
 
-    phases: tuple[PlannedPhase, ...]
+    phases: tuple[PhaseState, ...]
     model_parameter_count: int
 
     @classmethod
-    def of(cls, schedule: Schedule, sizes: Mapping[str, int], rules: GroupRules, *, max_depth: int = -1) -> Plan:
+    def of(
+        cls,
+        schedule: Schedule,
+        sizes: Mapping[str, int],
+        rules: GroupRules,
+        *,
+        initial: Sequence[PlannedGroup] = (),
+        max_depth: int = -1,
+    ) -> Plan:
         """Plan a schedule whose selectors are full parameter names.
 
         Args:
             schedule: The resolved schedule.
             sizes: The number of values in each of the model's parameters, by name.
             rules: How parameters are split into groups.
+            initial: Phase 0's groups.
             max_depth: Deepest phase to execute; -1 for all.
         """
-        phases = tuple(
-            PlannedPhase(
-                index=index,
-                limits=phase,
-                groups=tuple(rules.groups(phase)) if index > 0 else (),  # phase 0's are the initial optimizer's
-                parameter_count=sum(sizes[name] for name in phase.params),
-            )
-            for index, phase in enumerate(schedule.up_to(max_depth).phases)
-        )
-        return cls(phases, sum(sizes.values()))
+        phases: list[PhaseState] = []
+        names: list[str] = []
+        groups = list(initial)
+        count = 0
+        optimizer: tuple[OptimizerSpec | None, int] = (None, 0)
+        scheduler: tuple[LRSchedulerSpec | None, int] = (None, 0)
+        for index, phase in enumerate(schedule.up_to(max_depth).phases):
+            before = len(groups) if index > 0 else 0
+            groups += rules.groups(phase) if index > 0 else ()
+            names += phase.params
+            count += sum(sizes[name] for name in phase.params)
+            optimizer = optimizer if phase.new_optimizer is None else (phase.new_optimizer, index)
+            scheduler = scheduler if phase.new_lr_scheduler is None else (phase.new_lr_scheduler, index)
+            trainable, all_groups = Prefix(names, len(names)), Prefix(groups, len(groups))
+            phases.append(PhaseState(index, phase, trainable, count, all_groups, before, *optimizer, *scheduler))
+        return cls(tuple(phases), sum(sizes.values()))
 
     @property
     def last_phase(self) -> int:
@@ -111,18 +185,7 @@ class Plan:
 
     def trainable_count(self, phase: int) -> int:
         """Count the parameters (elements, not tensors) that are trainable in ``phase``."""
-        return sum(planned.parameter_count for planned in self.phases[: phase + 1])
-
-    def group_counts(self, initial: int) -> list[int]:
-        """Count the groups that exist when each phase is entered, before its own are added.
-
-        Args:
-            initial: How many groups the optimizer has in phase 0.
-        """
-        counts = [initial]
-        for planned in self.phases[:-1]:
-            counts.append(counts[-1] + len(planned.groups))
-        return counts
+        return self.phases[phase].trainable_count
 
     def overdue_phases(self) -> list[int]:
         """List the phases whose epoch limit is not larger than an earlier phase's; each of them lasts one epoch."""
@@ -162,32 +225,31 @@ class Plan:
         total = max(self.model_parameter_count, 1)
         described = []
         for planned in self.phases:
-            share = self.trainable_count(planned.index) / total
-            rates = ", ".join(f"{group.lr:g}" for group in planned.groups)
+            share = planned.trainable_count / total
+            rates = ", ".join(f"{group.lr:g}" for group in planned.new_groups)
             adds = f"adds groups at learning rates [{rates}]" if planned.index else "keeps the initial groups"
-            described.append(f"Phase {planned.index}: {share:.2%} of the parameters trainable, {adds}")
+            line = f"Phase {planned.index}: {share:.2%} of the parameters trainable, {adds}"
+            described.append(", ".join([line, *_details(planned.limits)]))
         return described
 
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
 
-def is_exempt(name: str, no_decay: Collection[str]) -> bool:
-    """Whether a parameter's name contains one of the fragments that exempt it from weight decay."""
-    return any(fragment in name for fragment in no_decay)
+
+def _details(limits: Phase) -> Iterator[str]:
+    """Say what else a phase brings along, and until when it lasts."""
+    if limits.new_optimizer is not None:
+        yield f"optimizer {limits.new_optimizer.optimizer_init.class_path}"
+    if limits.new_lr_scheduler is not None:
+        yield f"LR scheduler {limits.new_lr_scheduler.lr_scheduler_init.class_path}"
+    if limits.lr_warmup_steps:
+        yield f"warms up over {limits.lr_warmup_steps} steps"
+    if limits.max_transition_epoch >= 0:
+        yield f"until epoch {limits.max_transition_epoch}"
+    if limits.max_transition_step >= 0:
+        yield f"until step {limits.max_transition_step}"
 
 
 def block_numbers(blocks: Schedule) -> dict[str, int]:
     """Number each parameter's block from the output, given the model's schedule by blocks."""
     return {name: number for number, phase in enumerate(blocks.phases) for name in phase.params}
-
-
-def deviating_options(
-    groups: Sequence[Mapping[str, Any]], defaults: Options, names: Sequence[Sequence[str]]
-) -> dict[str, Options]:
-    """Tell, by parameter name, the options in which its group differs from the optimizer's defaults.
-
-    Learning rates are left out: a phase sets its own.
-    """
-    deviating: dict[str, Options] = {}
-    for group, group_names in zip(groups, names, strict=True):
-        options = {key: group[key] for key in defaults if key != "lr" and group[key] != defaults[key]}
-        deviating.update(dict.fromkeys(group_names, options))
-    return deviating

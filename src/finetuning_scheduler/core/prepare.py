@@ -2,29 +2,179 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import OptimizerError, ScheduleFileError
-from .optim.checks import check_phases
+from ..errors import OptimizerError, Problem, ScheduleError, ScheduleFileError, joined
+from .optim.checks import check_against_model, check_phases
+from .optim.initial import InitialGroups, initial_groups
+from .optim.param_groups import mesh_of
+from .optim.schedulers import growth_failure
+from .plan import GroupRules, Plan, block_numbers
 from .schedule.draft import draft
+from .schedule.generate import generate
+from .schedule.model import Phase
 from .schedule.names import ParameterIndex
 from .schedule.resolve import Resolution, resolve_names
 from .schedule.schedule import Schedule, ScheduleSource
+from .settings import Settings
+from .view import ModelView, sparse_parameters
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A schedule that can be executed.
+
+    Attributes:
+        schedule: The schedule in full parameter names.
+        plan: The phases to execute, each as a whole state.
+        notices: What the user may want to know, one line each.
+        warnings: What the user should look at, one line each.
+    """
+
+    schedule: Schedule
+    plan: Plan
+    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def prepare(
+    source: ScheduleSource | Resolution | None,
+    view: ModelView,
+    optimizer: Optimizer | None,
+    settings: Settings,
+    *,
+    lr_schedulers: Sequence[LRScheduler] = (),
+    problems: Iterable[Problem] = (),
+    limits: Callable[[Schedule], Iterable[Problem]] | None = None,
+) -> Prepared:
+    """Check everything that a schedule's execution depends on; nothing is changed.
+
+    Args:
+        source: The schedule, as the user gave it or as :func:`read` has read it; ``None`` generates one.
+        view: The model.
+        optimizer: The user's optimizer; ``None`` if there is none that can be used, which is among ``problems`` then.
+        settings: How the schedule is executed.
+        lr_schedulers: The LR schedulers that act on ``optimizer``.
+        problems: What the caller has found by itself.
+        limits: Tells what keeps the phases to execute, in full names, from being executed where they are to be.
+
+    Raises:
+        ScheduleError: With everything that is wrong, of every kind.
+    """
+    if source is None:
+        found = read_generated(view.plain)
+    else:
+        found = source if isinstance(source, Resolution) else read(source, view.plain)
+    errors = list(found.errors)
+    own = [*problems, *settings.problems()]
+    plan = None
+    if found.phases:
+        whole = Schedule(phases=found.phases)
+        own += limits(whole.up_to(_depth(settings))) if limits is not None else ()
+        if optimizer is not None:
+            gate = _Gate(view, optimizer, lr_schedulers, settings)
+            plan, initial = gate.plan(whole)
+            if wrong := [*gate.problems(plan), *gate.growth_problems()]:
+                errors.append(OptimizerError(wrong))
+    if own:
+        errors.append(ScheduleError(own))
+    if errors:
+        raise joined(errors)
+    if plan is None:
+        raise ValueError("expected a usable optimizer, or the problem that keeps it from being used, got neither")
+    notices = found.notices
+    if found.frozen:
+        notices = (*notices, f"{found.frozen} parameters are in no phase and stay frozen.")
+    differences = () if initial.differences is None else (initial.differences,)
+    return Prepared(found.schedule, plan, notices, (*found.warnings, *differences))
+
+
+class _Gate:
+    """Plans phases for one model and optimizer, and finds what would fail later on."""
+
+    def __init__(
+        self, view: ModelView, optimizer: Optimizer, lr_schedulers: Sequence[LRScheduler], settings: Settings
+    ) -> None:
+        self._view = view
+        self._optimizer = optimizer
+        self._lr_schedulers = lr_schedulers
+        self._settings = settings
+
+    def plan(self, schedule: Schedule) -> tuple[Plan, InitialGroups]:
+        view, settings = self._view, self._settings
+        merged = view.merged_schedule(schedule)
+        # Settings of a wrong kind are reported; planning goes on without them, to find what else is wrong.
+        given: Any = settings.no_decay
+        fragments = given if isinstance(given, (list, tuple, set, frozenset)) else ()
+        base_lr: Any = settings.base_max_lr
+        initial = initial_groups(
+            self._optimizer,
+            self._lr_schedulers,
+            view.trained,
+            merged.phases[0].params,
+            no_decay=fragments,
+            enforce=settings.enforce_phase0_params,
+        )
+        layer_wise = any(phase.lr_decay is not None for phase in schedule.phases)
+        rules = GroupRules(
+            default_lr=base_lr if isinstance(base_lr, (int, float)) else initial.lr,
+            no_decay=fragments,
+            options=initial.options,
+            block_numbers=block_numbers(generate(view.plain, "blocks")) if layer_wise else {},
+            held=frozenset(name for group in initial.groups for name in group.names),
+            meshes={name: mesh_of(parameter) for name, parameter in view.trained.items()},
+        )
+        plan = Plan.of(merged, view.sizes, rules, initial=initial.groups, max_depth=_depth(settings))
+        return plan, initial
+
+    def problems(self, plan: Plan) -> list[Problem]:
+        phases: list[Phase] = [state.limits for state in plan.phases]
+        counts = [len(plan.phases[0].groups), *(state.groups_before for state in plan.phases[1:])]
+        sparse = sparse_parameters(self._view.plain)
+        return check_against_model(phases, counts, self._optimizer, self._view.trained, sparse)
+
+    def growth_problems(self) -> Iterator[Problem]:
+        for scheduler in self._lr_schedulers:
+            if (failure := growth_failure(scheduler)) is not None:
+                message = f"{type(scheduler).__name__} cannot follow a new parameter group ({failure})"
+                yield Problem(message, fix="Use one of PyTorch's LR schedulers.")
+
+
+def _depth(settings: Settings) -> int:
+    depth: Any = settings.max_depth
+    return depth if isinstance(depth, int) else -1
 
 
 def read(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolution:
-    """Read a schedule, look its names up in a model and try the classes that it installs."""
+    """Read a schedule, look its names up in a model and try the classes that it installs; nothing is raised."""
     try:
         drafted = draft(source.to_dict() if isinstance(source, Schedule) else source)
     except ScheduleFileError as error:
         return Resolution(errors=(error,))
     index = model if isinstance(model, ParameterIndex) else ParameterIndex.of(model)
     named = resolve_names(drafted, index)
-    problems, warnings = check_phases(drafted.phases, source=drafted.source, lines=drafted.class_lines)
-    errors = (*named.errors, OptimizerError(problems)) if problems else named.errors
-    return replace(named, errors=errors, warnings=(*named.warnings, *warnings))
+    checked = check_phases(drafted.phases, source=drafted.source, lines=drafted.class_lines)
+    errors = (*named.errors, OptimizerError(checked.problems)) if checked.problems else named.errors
+    phases = tuple(
+        phase.model_copy(update=dict.fromkeys(checked.unusable.get(number, ())))
+        for number, phase in enumerate(named.phases)
+    )
+    return replace(named, phases=phases, errors=errors, warnings=(*named.warnings, *checked.warnings))
+
+
+def read_generated(model: nn.Module, make: Callable[[nn.Module], ScheduleSource] = generate) -> Resolution:
+    """Read a schedule that is generated; what keeps it from being generated is among the errors."""
+    try:
+        source = make(model)
+    except ScheduleError as error:
+        return Resolution(errors=(error,))
+    return read(source, model)
 
 
 def resolve(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolution:
@@ -34,5 +184,6 @@ def resolve(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolu
         ScheduleError: With everything that is wrong with the schedule, its selectors and its classes.
     """
     resolution = read(source, model)
-    _ = resolution.schedule
+    if resolution.errors:
+        raise joined(resolution.errors)
     return resolution

@@ -8,6 +8,8 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm1d..3d and SyncBatchNorm
 
+from .transitions import Listener
+
 FrozenModulesMode = Literal["train", "eval"]
 
 
@@ -58,7 +60,7 @@ def frozen_modules(model: nn.Module) -> set[nn.Module]:
     return frozen - others
 
 
-class FrozenModulePolicy:
+class FrozenModulePolicy(Listener):
     """Keep BatchNorm statistics and module modes in line with what is frozen.
 
     Args:
@@ -93,6 +95,10 @@ class FrozenModulePolicy:
             self._pause_statistics(frozen)
         if self._modes_apply:
             self._switch_modes(frozen)
+
+    def after_thaw(self) -> None:
+        """Follow a change of ``requires_grad``."""
+        self.update()
 
     def release(self) -> None:
         """Put every module this policy switched to eval mode back to train mode."""

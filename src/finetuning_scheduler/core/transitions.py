@@ -1,9 +1,12 @@
-"""When a phase ends: a pure function of the schedule's limits and the progress made so far."""
+"""When a phase ends: a pure function of the schedule's limits and the progress made so far; and who is told."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
+
+from torch import nn
 
 from .schedule.model import Phase
 
@@ -28,7 +31,23 @@ class Progress:
     best_phase: int = 0
     entry_epoch: int = 0
     entry_step: int = 0
-    parameter_groups: list[list[str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training loop is, as the loop itself knows it.
+
+    Attributes:
+        epoch: The epoch about to start or, inside one, the one that is running.
+        step: Optimizer steps taken so far.
+        between_epochs: Whether it lies between two epochs.
+        out_of_patience: Whether the monitored quantity has stopped improving.
+    """
+
+    epoch: int
+    step: int
+    between_epochs: bool = True
+    out_of_patience: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,30 +61,59 @@ class Decision:
 STAY = Decision(advance=False)
 
 
-def decide(
-    limits: Phase,
-    progress: Progress,
-    *,
-    epoch: int,
-    step: int,
-    epoch_boundary: bool,
-    patience_exhausted: bool = False,
-) -> Decision:
-    """Decide whether the phase described by ``limits`` ends now.
+def decide(limits: Phase, progress: Progress, moment: Moment) -> Decision:
+    """Decide whether a phase ends at this moment.
+
+    The epoch limit only counts between epochs, and a phase whose limit lies in the past still lasts one epoch (or one
+    step).
 
     Args:
         limits: The phase being executed.
         progress: Where the session entered that phase.
-        epoch: The epoch about to start or, inside one, the one that is running.
-        step: Optimizer steps taken so far.
-        epoch_boundary: Whether this is asked between two epochs. The epoch limit only counts there, and a phase
-            whose limit lies in the past still lasts one epoch.
-        patience_exhausted: Whether the monitored quantity stopped improving.
+        moment: Where the loop is.
     """
-    if patience_exhausted:
+    if moment.out_of_patience:
         return Decision(True, Reason.PATIENCE)
-    if epoch_boundary and 0 <= limits.max_transition_epoch <= epoch and epoch > progress.entry_epoch:
+    over = 0 <= limits.max_transition_epoch <= moment.epoch
+    if moment.between_epochs and over and moment.epoch > progress.entry_epoch:
         return Decision(True, Reason.EPOCH)
-    if 0 <= limits.max_transition_step <= step and step > progress.entry_step:
+    if 0 <= limits.max_transition_step <= moment.step and moment.step > progress.entry_step:
         return Decision(True, Reason.STEP)
     return STAY
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A phase entered: what ended the one before and what is trainable now."""
+
+    left: int
+    entered: int
+    reason: Reason
+    epoch: int
+    step: int
+    trainable: int
+    share: float
+    learning_rates: tuple[float, ...]
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{lr:g}" for lr in self.learning_rates)
+        return (
+            f"Phase {self.left} -> {self.entered} ({self.reason.value}) at epoch {self.epoch}, step {self.step}: "
+            f"{self.trainable:,} parameters trainable ({self.share:.2%}), learning rates [{rates}]"
+        )
+
+
+class Listener:
+    """Told whenever a session changes what is trained. What has to follow the phases derives from it."""
+
+    def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
+        """Called when these parameters, by name, are about to be thawed."""
+
+    def after_thaw(self) -> None:
+        """Called after each change of ``requires_grad``: at the start, at a transition, and in a resumed run.
+
+        The optimizer has its new groups by then.
+        """
+
+    def on_transition(self, transition: Transition) -> None:
+        """Called when another phase has been entered; not at the start, and not in a run that is resumed."""

@@ -10,8 +10,8 @@ from torch import nn
 from .._lightning import LightningModule, Trainer, load_model_and_precision
 from ..core.optim.states import state_by_name
 from ..core.optim.zero import forget_state
-from ..core.runner import PhaseRunner
 from ..core.schedule.schedule import Schedule
+from ..core.session import Session
 from ..core.view import ModelView
 from ..errors import Problem
 
@@ -73,7 +73,7 @@ class StrategyAdapter:
     def on_phase_thawed(self) -> None:
         """Called after each change of ``requires_grad``, the first thaw and the one of a resumed run included."""
 
-    def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
+    def resume(self, path: str, session: Session, *, weights_only: bool | None) -> dict[str, Any]:
         """Load a checkpoint whole and return it.
 
         Called when a run is resumed under a strategy that loads checkpoints after ``on_fit_start``, in place of the
@@ -81,12 +81,12 @@ class StrategyAdapter:
 
         Args:
             path: The checkpoint.
-            runner: Executes the schedule.
+            session: Executes the schedule.
             weights_only: Refuse anything but tensors and plain values; ``None`` leaves it to PyTorch.
         """
         return self.trainer.strategy.load_checkpoint(path, weights_only=weights_only)
 
-    def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
         """Load a checkpoint's weights, optimizer state, precision state and datamodule state into a running fit.
 
         Parameter groups and learning rates stay as they are. Parameters that the checkpoint's optimizer did not hold,
@@ -94,7 +94,7 @@ class StrategyAdapter:
 
         Args:
             path: The checkpoint.
-            runner: Executes the schedule.
+            session: Executes the schedule.
             state_key: Key of the scheduler's state, which holds the phase and the names of the saved groups.
             weights_only: Refuse anything but tensors and plain values.
         """
@@ -102,8 +102,8 @@ class StrategyAdapter:
         load_model_and_precision(self.trainer, checkpoint)
         progress = checkpoint["callbacks"][state_key]
         states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
-        state = runner.optimizer_state_from(states, progress["phase"])
-        forget_state(runner.optimizer)
+        state = session.optimizer_state_from(states, progress["phase"])
+        forget_state(session.optimizer)
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -14,9 +14,9 @@ from torch import nn
 
 from .._lightning import FSDPStrategy, LightningModule, Trainer, saves_sharded_checkpoints
 from ..core.plan import block_numbers
-from ..core.runner import PhaseRunner
 from ..core.schedule.generate import generate
 from ..core.schedule.schedule import Schedule
+from ..core.session import Session
 from ..core.sharding.flat_parameters import (
     flat_view,
     is_wrapped,
@@ -119,13 +119,13 @@ class FSDPStrategyAdapter(StrategyAdapter):
         """Let units take part in the backward pass anew."""
         renew_backward_hooks(self._root)
 
-    def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
+    def resume(self, path: str, session: Session, *, weights_only: bool | None) -> dict[str, Any]:
         """Load with the groups of the checkpoint's phase."""
-        return loading.resume(self.trainer, path, runner, weights_only=weights_only)
+        return loading.resume(self.trainer, path, session, weights_only=weights_only)
 
-    def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
-        loading.restore(self.trainer, path, runner, state_key, weights_only=weights_only)
+        loading.restore(self.trainer, path, session, state_key, weights_only=weights_only)
 
     def _outside(self, schedule: Schedule) -> Iterator[Problem]:
         """Find parameters in no unit, whose gradients nobody would average over the ranks."""

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from .._lightning import Trainer, install_optimizer, load_model_and_precision
 from ..core.optim.param_groups import group_names
-from ..core.runner import PhaseRunner
+from ..core.session import Session
 from ..core.thaw import set_trainable
 from ..core.view import plain_name
 from ..errors import CheckpointError, Problem
@@ -64,12 +64,12 @@ def saved_progress(path: str, state_key: str, *, weights_only: bool | None) -> M
     return callbacks.get(state_key)
 
 
-def resume(trainer: Trainer, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
+def resume(trainer: Trainer, path: str, session: Session, *, weights_only: bool | None) -> dict[str, Any]:
     """Load weights, and the state and options of an optimizer that has the checkpoint's groups; return the rest."""
-    optimizer = runner.optimizer
-    stand_in = runner.emptied_optimizer(runner.phase)
+    optimizer = session.optimizer
+    stand_in = session.emptied_optimizer(session.phase)
     stand_in.param_groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
-    checkpoint = _load(trainer, path, runner, stand_in, weights_only=weights_only)
+    checkpoint = _load(trainer, path, session, stand_in, weights_only=weights_only)
     optimizer.state.clear()
     optimizer.state.update(stand_in.state)
     for group, loaded in zip(optimizer.param_groups, stand_in.param_groups, strict=True):
@@ -77,32 +77,32 @@ def resume(trainer: Trainer, path: str, runner: PhaseRunner, *, weights_only: bo
     return checkpoint
 
 
-def restore(trainer: Trainer, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
+def restore(trainer: Trainer, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
     """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are."""
     progress = saved_metadata(path, weights_only=weights_only)["callbacks"][state_key]
-    tensors = runner.parameters
-    stand_in = runner.emptied_optimizer(progress["phase"])
+    tensors = session.parameters
+    stand_in = session.emptied_optimizer(progress["phase"])
     stand_in.param_groups = [
-        {**stand_in.defaults, "params": [tensors[name] for name in runner.view.merged(names)]}
+        {**stand_in.defaults, "params": [tensors[name] for name in session.view.merged(names)]}
         for names in progress["parameter_groups"]
     ]
-    checkpoint = _load(trainer, path, runner, stand_in, weights_only=weights_only)
+    checkpoint = _load(trainer, path, session, stand_in, weights_only=weights_only)
     load_model_and_precision(trainer, checkpoint)
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     states = {name_of[id(tensor)]: state for tensor, state in stand_in.state.items()}
-    runner.optimizer.load_state_dict(runner.optimizer_state_from(states, progress["phase"]))
+    session.optimizer.load_state_dict(session.optimizer_state_from(states, progress["phase"]))
 
 
 def _load(
-    trainer: Trainer, path: str, runner: PhaseRunner, stand_in: Optimizer, *, weights_only: bool | None
+    trainer: Trainer, path: str, session: Session, stand_in: Optimizer, *, weights_only: bool | None
 ) -> dict[str, Any]:
     """Let the strategy load a checkpoint, with the optimizer's state into a stand-in; return what it returns."""
-    runner.optimizer.zero_grad(set_to_none=True)
-    with_state = _names_with_state(path, runner.model, weights_only=weights_only)
-    held = {name for names in group_names(stand_in, runner.parameters) for name in names}
+    session.optimizer.zero_grad(set_to_none=True)
+    with_state = _names_with_state(path, session.view.model, weights_only=weights_only)
+    held = {name for names in group_names(stand_in, session.parameters) for name in names}
     with (
         _attached(trainer, stand_in),
-        _frozen(tensor for name, tensor in runner.parameters.items() if name in held - with_state),
+        _frozen(tensor for name, tensor in session.parameters.items() if name in held - with_state),
     ):
         return trainer.strategy.load_checkpoint(path, weights_only=weights_only)
 

@@ -12,8 +12,8 @@ from torch.distributed.tensor import DTensor
 
 from .._lightning import ModelParallelStrategy, saves_sharded_checkpoints
 from ..core.optim.param_groups import mesh_of
-from ..core.runner import PhaseRunner
 from ..core.schedule.schedule import Schedule
+from ..core.session import Session
 from ..core.sharding.fully_shard import FSDPPlan
 from ..core.sharding.replicas import check_replicas
 from ..core.view import ModelView
@@ -112,13 +112,13 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
         )
         check_replicas(plain, self._strategy.root_device, expected)
 
-    def resume(self, path: str, runner: PhaseRunner, *, weights_only: bool | None) -> dict[str, Any]:
+    def resume(self, path: str, session: Session, *, weights_only: bool | None) -> dict[str, Any]:
         """Load with the groups of the checkpoint's phase."""
-        return loading.resume(self.trainer, path, runner, weights_only=weights_only)
+        return loading.resume(self.trainer, path, session, weights_only=weights_only)
 
-    def restore(self, path: str, runner: PhaseRunner, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
-        loading.restore(self.trainer, path, runner, state_key, weights_only=weights_only)
+        loading.restore(self.trainer, path, session, state_key, weights_only=weights_only)
 
 
 def _own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -70,6 +72,15 @@ def build_optimizer(
         if keep_initial_lr and "lr" in arguments:
             group[_NEXT_INITIAL_LR] = like(group["lr"], arguments["lr"])
     return new
+
+
+def empty_optimizer(spec: OptimizerSpec) -> Optimizer:
+    """Make a phase's optimizer without groups and state."""
+    stand_in = [nn.Parameter(torch.zeros(2, 2))]
+    optimizer: Optimizer = import_class(spec.optimizer_init.class_path)(stand_in, **spec.optimizer_init.init_args)
+    optimizer.param_groups.clear()
+    optimizer.state.clear()
+    return optimizer
 
 
 def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRScheduler:

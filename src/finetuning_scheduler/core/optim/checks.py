@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -31,35 +31,49 @@ Complaint = tuple[str, str]  # what is wrong, what to do about it
 # --- what a schedule says by itself -----------------------------------------------------------------------------------
 
 
+@dataclass
+class Checked:
+    """What a check of the classes that phases install has found.
+
+    Attributes:
+        problems: What is wrong.
+        warnings: What is only worth a warning.
+        unusable: By phase, the keys whose class cannot be installed.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    unusable: dict[int, list[str]] = field(default_factory=dict)
+
+
 def check_phases(
     phases: Mapping[int, Phase],
     *,
     source: str | None = None,
     lines: Mapping[tuple[int, str], int] | None = None,
-) -> tuple[list[Problem], list[str]]:
+) -> Checked:
     """Check the re-initialisations of each phase without knowing the model.
 
     Args:
         phases: Phases by number.
         source: Name of the schedule file, for messages.
         lines: The file's lines of ``new_optimizer`` and ``new_lr_scheduler`` by phase and key.
-
-    Returns:
-        The problems, and what is only worth a warning.
     """
-    problems: list[Problem] = []
-    notes: list[str] = []
+    checked = Checked()
     optimizer_factory: OptimizerFactory = _adam
     for number, phase in sorted(phases.items()):
+        complaints: dict[str, list[Complaint]] = {}
         if (new_optimizer := phase.new_optimizer) is not None:
-            complaints = list(_optimizer_complaints(new_optimizer))
-            problems += _located(complaints, number, source, (lines or {}).get((number, "new_optimizer")))
-            optimizer_factory = _adam if complaints else _factory_of(new_optimizer)
+            complaints["new_optimizer"] = list(_optimizer_complaints(new_optimizer))
+            optimizer_factory = _adam if complaints["new_optimizer"] else _factory_of(new_optimizer)
         if phase.new_lr_scheduler is not None:
-            complaints = list(_scheduler_complaints(phase.new_lr_scheduler, optimizer_factory))
-            problems += _located(complaints, number, source, (lines or {}).get((number, "new_lr_scheduler")))
-            notes += _scheduler_notes(phase.new_lr_scheduler, number)
-    return problems, notes
+            complaints["new_lr_scheduler"] = list(_scheduler_complaints(phase.new_lr_scheduler, optimizer_factory))
+            checked.warnings += _scheduler_notes(phase.new_lr_scheduler, number)
+        for key, found in complaints.items():
+            checked.problems += _located(found, number, source, (lines or {}).get((number, key)))
+            if found:
+                checked.unusable.setdefault(number, []).append(key)
+    return checked
 
 
 def _located(
@@ -156,7 +170,7 @@ def _construction_complaint(spec: LRSchedulerSpec, optimizer: Optimizer) -> Iter
 def _scheduler_notes(spec: LRSchedulerSpec, phase: int) -> Iterator[str]:
     if "optimizer" in spec.lr_scheduler_init.init_args:
         yield f"phase {phase}: `optimizer` among the LR scheduler's `init_args` is dropped; it gets the one in force."
-    known = [field.name for field in fields(SchedulerSettings)]
+    known = [each.name for each in fields(SchedulerSettings)]
     for key in spec.pl_lrs_cfg:
         if key not in known:
             hint = did_you_mean(closest(key, known), otherwise="")

@@ -1,8 +1,9 @@
-"""Parameter groups by parameter name, and the lists that LR schedulers keep one entry a group in."""
+"""Parameter groups by parameter name: what phase 0 makes of the user's, and those that later phases add."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,24 @@ from .schedulers import grow, select
 from .zero import repartition
 
 NamedParameters = Mapping[str, nn.Parameter]
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A parameter group, as it will be when its phase is entered.
+
+    Attributes:
+        names: The parameters' names.
+        lr: Its learning rate when it is made.
+        options: The options in which it differs from its optimizer's defaults, such as ``weight_decay``.
+        source: In phase 0, the position of the user's group that it goes on with; ``None`` for one that is added.
+    """
+
+    names: tuple[str, ...]
+    lr: float
+    options: Options = field(default_factory=dict)
+    source: int | None = None
 
 
 def group_names(optimizer: Optimizer, parameters: NamedParameters) -> list[list[str]]:
@@ -35,120 +54,102 @@ def learning_rates(optimizer: Optimizer) -> list[float]:
     return [float(group["lr"]) for group in optimizer.param_groups]
 
 
-def add_group(
-    optimizer: Optimizer,
-    lr_schedulers: Iterable[LRScheduler],
-    named: Sequence[tuple[str, nn.Parameter]],
-    *,
-    lr: float,
-    overrides: Mapping[str, Any] | None = None,
-    apply_lambdas: bool = False,
-) -> None:
-    """Add one group that starts at ``lr`` and extend the schedulers by it.
-
-    Args:
-        optimizer: The optimizer to extend; options not given are its defaults.
-        lr_schedulers: The schedulers that act on ``optimizer``. The new group starts at ``lr``; they act on it from
-            their next step on.
-        named: The group's parameters with their names; nothing is added if it is empty.
-        lr: The group's ``lr`` and ``initial_lr``.
-        overrides: Other options of the group, such as ``weight_decay``.
-        apply_lambdas: Let the group take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value.
-    """
-    if not named:
-        return
-    reference = optimizer.param_groups[0] if optimizer.param_groups else {}
-    with_names = "param_names" in reference
-    optimizer.add_param_group(
-        {
-            "params": list(named) if with_names else [parameter for _, parameter in named],
-            **(overrides or {}),
-            "lr": like(reference.get("lr"), lr),
-            "initial_lr": like(reference.get("lr"), lr),
-        }
-    )
-    for scheduler in lr_schedulers:
-        grow(scheduler, optimizer.param_groups[-1], optimizer.param_groups[0], apply_lambdas=apply_lambdas)
-
-
-def join_group(optimizer: Optimizer, index: int, named: Sequence[tuple[str, nn.Parameter]]) -> None:
-    """Put parameters into an existing group."""
-    group = optimizer.param_groups[index]
-    group["params"] = [*group["params"], *(parameter for _, parameter in named)]
-    if "param_names" in group:
-        group["param_names"] = [*group["param_names"], *(name for name, _ in named)]
-
-
-def clone_group(
-    optimizer: Optimizer,
-    lr_schedulers: Iterable[LRScheduler],
-    index: int,
-    named: Sequence[tuple[str, nn.Parameter]],
-    overrides: Mapping[str, Any],
-) -> None:
-    """Add a group with the hyper-parameters and the scheduler state of an existing one, but for ``overrides``."""
-    count = len(optimizer.param_groups)
-    template = {
-        key: value.clone() if isinstance(value, torch.Tensor) else value
-        for key, value in optimizer.param_groups[index].items()
-        if key != "param_names"
-    }
-    optimizer.param_groups.append({**template, **overrides, "params": [], **_no_names(optimizer, index)})
-    join_group(optimizer, -1, named)
-    for scheduler in lr_schedulers:
-        select(scheduler, [*range(count), index], count)
-
-
 def mesh_of(parameter: nn.Parameter) -> Any:
     """Return the device mesh that a distributed tensor lives on, ``None`` for a plain one."""
     return getattr(parameter, "device_mesh", None)
 
 
-def split_by_mesh(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], parameters: NamedParameters) -> None:
-    """Give distributed tensors of each mesh, and plain ones, groups of their own with the same hyper-parameters.
+def like(reference: object, lr: Any) -> Any:
+    """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor."""
+    return torch.full_like(reference, float(lr)) if isinstance(reference, torch.Tensor) else float(lr)
 
-    Implementations of a step that update many tensors at once cannot mix them.
+
+def add_groups(
+    optimizer: Optimizer,
+    lr_schedulers: Iterable[LRScheduler],
+    parameters: NamedParameters,
+    groups: Iterable[PlannedGroup],
+    *,
+    apply_lambdas: bool = False,
+) -> None:
+    """Add groups, each at its ``lr``, and extend the schedulers by them.
+
+    Args:
+        optimizer: The optimizer to extend. It takes of a group's options those that it knows; others are its defaults.
+        lr_schedulers: The schedulers that act on ``optimizer``; they act on the new groups from their next step on.
+        parameters: The model's parameters by name; no group may hold those of the new groups.
+        groups: The groups.
+        apply_lambdas: Let groups take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value.
     """
-    for index, names in enumerate(group_names(optimizer, parameters)):
-        by_mesh: dict[Any, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in zip(names, optimizer.param_groups[index]["params"], strict=True):
-            by_mesh.setdefault(mesh_of(parameter), []).append((name, parameter))
-        first, *others = by_mesh.values()
-        if others:
-            optimizer.param_groups[index].update(params=[], **_no_names(optimizer, index))
-            join_group(optimizer, index, first)
-            for named in others:
-                clone_group(optimizer, lr_schedulers, index, named, {})
+    first = len(optimizer.param_groups)
+    reference = optimizer.param_groups[0] if first else {}
+    for group in groups:
+        named = [(name, parameters[name]) for name in group.names]
+        _append(
+            optimizer,
+            {
+                "params": named if "param_names" in reference else [parameter for _, parameter in named],
+                **{key: value for key, value in group.options.items() if key in optimizer.defaults},
+                "lr": like(reference.get("lr"), group.lr),
+                "initial_lr": like(reference.get("lr"), group.lr),
+            },
+        )
+    added = optimizer.param_groups[first:]
+    for scheduler in lr_schedulers if added else ():
+        grow(scheduler, added, optimizer.param_groups[0], apply_lambdas=apply_lambdas)
 
 
-def keep_only(optimizer: Optimizer, lr_schedulers: Iterable[LRScheduler], kept: Collection[nn.Parameter]) -> None:
-    """Take all other parameters out of the optimizer, in place; groups left empty go, schedulers are realigned.
+def arrange(
+    optimizer: Optimizer,
+    lr_schedulers: Iterable[LRScheduler],
+    parameters: NamedParameters,
+    groups: Sequence[PlannedGroup],
+) -> None:
+    """Make an optimizer hold exactly these groups, in place; each goes on with one of the present groups.
 
-    The optimizer and its groups stay the same objects with their hyper-parameters, so whatever refers to them goes on
-    working.
+    The optimizer and the first group of each source stay the same objects with their hyper-parameters, so whatever
+    refers to them goes on working; schedulers keep the entries of each group's source.
     """
-    kept_ids = {id(parameter) for parameter in kept}
-    for group in optimizer.param_groups:
-        stays = [id(parameter) in kept_ids for parameter in group["params"]]
-        for key in ("params", "param_names"):
-            if key in group:
-                group[key] = [entry for entry, keep in zip(group[key], stays, strict=True) if keep]
-    remaining = [index for index, group in enumerate(optimizer.param_groups) if group["params"]]
+    present, pristine = list(optimizer.param_groups), [dict(group) for group in optimizer.param_groups]
+    tensors = dict(parameters)
+    for group, names in zip(present, group_names(optimizer, parameters), strict=True):
+        tensors.update(zip(names, group["params"], strict=True))
+    arranged: list[dict[str, Any]] = []
+    sources = [planned.source or 0 for planned in groups]
+    for position, (planned, source) in enumerate(zip(groups, sources, strict=True)):
+        group = present[source] if source not in sources[:position] else _copied(pristine[source])
+        group.update(planned.options, params=[tensors[name] for name in planned.names])
+        if "param_names" in group:
+            group["param_names"] = list(planned.names)
+        arranged.append(group)
     for scheduler in lr_schedulers:
-        select(scheduler, remaining, len(optimizer.param_groups))
-    optimizer.param_groups[:] = [optimizer.param_groups[index] for index in remaining]
-    for parameter in [p for p in optimizer.state if id(p) not in kept_ids]:
+        select(scheduler, sources, len(present))
+    optimizer.param_groups[:] = arranged
+    held = {id(parameter) for group in arranged for parameter in group["params"]}
+    for parameter in [p for p in optimizer.state if id(p) not in held]:
         del optimizer.state[parameter]
     if hasattr(optimizer, "_params"):  # LBFGS keeps its only group's list under another name
         optimizer._params = optimizer.param_groups[0]["params"]
     repartition(optimizer)
 
 
-def like(reference: object, lr: Any) -> float | torch.Tensor:
-    """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor."""
-    return torch.full_like(reference, float(lr)) if isinstance(reference, torch.Tensor) else float(lr)
+def _copied(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in group.items()}
 
 
-def _no_names(optimizer: Optimizer, index: int) -> dict[str, list[str]]:
-    """Return the empty list of names that a group without parameters has if its optimizer knows names."""
-    return {"param_names": []} if "param_names" in optimizer.param_groups[index] else {}
+def _append(optimizer: Optimizer, group: dict[str, Any]) -> None:
+    """Add a group that holds no parameter of another.
+
+    ``Optimizer.add_param_group`` compares with every parameter that is held already, so adding many groups would take
+    time that grows with the square of their number; it is shown an empty list instead.
+    """
+    if type(optimizer).add_param_group is not Optimizer.add_param_group:
+        optimizer.add_param_group(group)
+        return
+    held = optimizer.param_groups
+    optimizer.param_groups = []
+    try:
+        optimizer.add_param_group(group)
+        held.extend(optimizer.param_groups)
+    finally:
+        optimizer.param_groups = held

@@ -6,6 +6,7 @@ import copy
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,32 +33,77 @@ from torch.optim.lr_scheduler import (
 from torch.optim.swa_utils import SWALR
 
 ParameterGroup = dict[str, Any]
+Grow = Callable[[Any, ParameterGroup, ParameterGroup], None]
 
-# Schedulers, and subclasses of them, that follow their parameter groups rightly.
-SUPPORTED_LR_SCHEDULERS: tuple[type[LRScheduler], ...] = (
-    StepLR,
-    MultiStepLR,
-    CosineAnnealingWarmRestarts,
-    ReduceLROnPlateau,
-    LambdaLR,
-    ConstantLR,
-    LinearLR,
-    ExponentialLR,
-    CosineAnnealingLR,
-    MultiplicativeLR,
-    PolynomialLR,
-    OneCycleLR,
-    CyclicLR,
-    SequentialLR,
-    ChainedScheduler,
-    SWALR,
+
+def _nothing(scheduler: Any, group: ParameterGroup, reference: ParameterGroup) -> None:
+    """Most classes keep nothing but base learning rates, which all share."""
+
+
+def _minimum(scheduler: ReduceLROnPlateau, group: ParameterGroup, reference: ParameterGroup) -> None:
+    # A list of per-group minima has no entry for a new group; the last one is the best guess.
+    default = scheduler.default_min_lr
+    scheduler.min_lrs.append(scheduler.min_lrs[-1] if default is None else default)
+
+
+def _one_cycle(scheduler: OneCycleLR, group: ParameterGroup, reference: ParameterGroup) -> None:
+    _scale(("max_lr", "min_lr"), group, reference, reference["initial_lr"])
+    _follow_momentum(scheduler, group, reference)
+
+
+def _cyclic(scheduler: CyclicLR, group: ParameterGroup, reference: ParameterGroup) -> None:
+    ratio = _ratio(group, scheduler.base_lrs[0])
+    scheduler.max_lrs.append(scheduler.max_lrs[0] * ratio)
+    _scale(("max_lr", "min_lr"), group, reference, scheduler.base_lrs[0])
+    if scheduler.cycle_momentum:
+        scheduler.max_momentums.append(scheduler.max_momentums[0])
+        scheduler.base_momentums.append(scheduler.base_momentums[0])
+    _follow_momentum(scheduler, group, reference)
+
+
+def _averaging(scheduler: SWALR, group: ParameterGroup, reference: ParameterGroup) -> None:
+    _scale(("swa_lr",), group, reference, reference["initial_lr"])
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a class of LR schedulers keeps for each parameter group, besides base learning rates.
+
+    Attributes:
+        kind: The class; its subclasses follow it.
+        lists: Attributes with one entry a group.
+        keys: What it keeps in the groups themselves.
+        grow: Gives a new group its entries, in proportion to those of a reference group where they are learning rates.
+    """
+
+    kind: type[LRScheduler]
+    lists: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    grow: Grow = _nothing
+
+
+_CYCLE_KEYS = ("max_lr", "min_lr", "max_momentum", "base_momentum")
+ROWS = (
+    Row(StepLR),
+    Row(MultiStepLR),
+    Row(CosineAnnealingWarmRestarts),
+    Row(ReduceLROnPlateau, lists=("min_lrs",), grow=_minimum),
+    Row(LambdaLR, lists=("lr_lambdas",)),  # their functions are added by `grow`, which is asked whether to apply them
+    Row(ConstantLR),
+    Row(LinearLR),
+    Row(ExponentialLR),
+    Row(CosineAnnealingLR),
+    Row(MultiplicativeLR, lists=("lr_lambdas",)),
+    Row(PolynomialLR),
+    Row(OneCycleLR, keys=_CYCLE_KEYS, grow=_one_cycle),
+    Row(CyclicLR, lists=("max_lrs", "base_momentums", "max_momentums"), keys=_CYCLE_KEYS, grow=_cyclic),
+    Row(SequentialLR),
+    Row(ChainedScheduler),
+    Row(SWALR, keys=("swa_lr",), grow=_averaging),
 )
-
-# What a scheduler keeps in the groups themselves.
-KEYS_IN_GROUPS = ("max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum")
-
-# Every list in which a scheduler keeps one entry for each parameter group.
-_PER_GROUP_LISTS = ("base_lrs", "_last_lr", "min_lrs", "lr_lambdas", "max_lrs", "base_momentums", "max_momentums")
+SUPPORTED_LR_SCHEDULERS: tuple[type[LRScheduler], ...] = tuple(row.kind for row in ROWS)
+KEYS_IN_GROUPS = tuple(dict.fromkeys(key for row in ROWS for key in row.keys))
+_PER_GROUP_LISTS = ("base_lrs", "_last_lr", *dict.fromkeys(name for row in ROWS for name in row.lists))
 
 
 def nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
@@ -99,34 +145,35 @@ def constant_one(_: int) -> float:
     return 1.0
 
 
-def grow(scheduler: LRScheduler, group: ParameterGroup, reference: ParameterGroup, *, apply_lambdas: bool) -> None:
-    """Let a scheduler act, from its next step on, on a group that was just added at its ``lr`` and ``initial_lr``.
+def grow(
+    scheduler: LRScheduler, groups: Sequence[ParameterGroup], reference: ParameterGroup, *, apply_lambdas: bool
+) -> None:
+    """Let a scheduler act, from its next step on, on groups that were just added at their ``lr`` and ``initial_lr``.
 
     Args:
         scheduler: The scheduler, with all it is composed of.
-        group: The new group. What the scheduler keeps in the group itself is added to it.
+        groups: The new groups. What the scheduler keeps in the groups themselves is added to them.
         reference: A group the scheduler already acts on. Where the scheduler needs more learning rates than one (the
-            peak of a cycle, the end of an averaging run), the new group's are in proportion to the reference's.
+            peak of a cycle, the end of an averaging run), a new group's are in proportion to the reference's.
         apply_lambdas: Take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value, instead of
-            leaving the group's learning rate alone.
+            leaving the groups' learning rates alone.
     """
     at_work = list(active(scheduler))
     for each in nested(scheduler):
-        if isinstance(each, (LambdaLR, MultiplicativeLR)):
-            last: Callable[[int], float] = each.lr_lambdas[-1] if each.lr_lambdas else constant_one
-            each.lr_lambdas.append(last if apply_lambdas else constant_one)
-            if apply_lambdas and each in at_work:
-                group["lr"] = group["lr"] * last(each.last_epoch)
-        elif isinstance(each, ReduceLROnPlateau):
-            # A list of per-group minima has no entry for a new group; the last one is the best guess.
-            each.min_lrs.append(each.min_lrs[-1] if each.default_min_lr is None else each.default_min_lr)
-        elif isinstance(each, (OneCycleLR, CyclicLR, SWALR)):
-            _grow_proportionally(each, group, reference)
-        if hasattr(each, "base_lrs"):
-            each.base_lrs.append(_detached(group["initial_lr"]))
+        row = next((row for row in ROWS if isinstance(each, row.kind)), Row(type(each)))
+        for group in groups:
+            if isinstance(each, (LambdaLR, MultiplicativeLR)):
+                last: Callable[[int], float] = each.lr_lambdas[-1] if each.lr_lambdas else constant_one
+                each.lr_lambdas.append(last if apply_lambdas else constant_one)
+                if apply_lambdas and each in at_work:
+                    group["lr"] = group["lr"] * last(each.last_epoch)
+            row.grow(each, group, reference)
+            if hasattr(each, "base_lrs"):
+                each.base_lrs.append(_detached(group["initial_lr"]))
     for each in nested(scheduler):
         if hasattr(each, "_last_lr"):
-            each._last_lr = [*each._last_lr, _detached(group["lr"])]
+            # a new list, since a scheduler shares it with those it is composed of
+            each._last_lr = [*each._last_lr, *(_detached(group["lr"]) for group in groups)]
 
 
 def select(scheduler: LRScheduler, indices: Sequence[int], group_count: int) -> None:
@@ -173,7 +220,7 @@ def growth_failure(scheduler: LRScheduler) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            grow(trial, stand_in.param_groups[-1], stand_in.param_groups[0], apply_lambdas=False)
+            grow(trial, stand_in.param_groups[-1:], stand_in.param_groups[0], apply_lambdas=False)
             if isinstance(trial, ReduceLROnPlateau):
                 trial.step(1.0)
             else:
@@ -194,26 +241,23 @@ def _trial_copy(scheduler: LRScheduler, optimizer: Optimizer) -> LRScheduler:
     return trial
 
 
-def _grow_proportionally(
-    scheduler: OneCycleLR | CyclicLR | SWALR, group: ParameterGroup, reference: ParameterGroup
-) -> None:
-    start = reference["initial_lr"] if not isinstance(scheduler, CyclicLR) else scheduler.base_lrs[0]
-    ratio = float(group["initial_lr"]) / float(start) if float(start) else 1.0
-    for key in ("max_lr", "min_lr", "swa_lr"):
-        if key in reference:
-            group[key] = reference[key] * ratio
-    if isinstance(scheduler, CyclicLR):
-        scheduler.max_lrs.append(scheduler.max_lrs[0] * ratio)
-    if not isinstance(scheduler, SWALR) and scheduler.cycle_momentum:
-        for key in ("max_momentum", "base_momentum"):
-            group[key] = reference[key]
-        if scheduler.use_beta1:
-            group["betas"] = (reference["betas"][0], *group["betas"][1:])
-        else:
-            group["momentum"] = reference["momentum"]
-        if isinstance(scheduler, CyclicLR):
-            scheduler.max_momentums.append(scheduler.max_momentums[0])
-            scheduler.base_momentums.append(scheduler.base_momentums[0])
+def _ratio(group: ParameterGroup, start: Any) -> float:
+    return float(group["initial_lr"]) / float(start) if float(start) else 1.0
+
+
+def _scale(keys: Sequence[str], group: ParameterGroup, reference: ParameterGroup, start: Any) -> None:
+    ratio = _ratio(group, start)
+    group.update({key: reference[key] * ratio for key in keys if key in reference})
+
+
+def _follow_momentum(scheduler: OneCycleLR | CyclicLR, group: ParameterGroup, reference: ParameterGroup) -> None:
+    if not scheduler.cycle_momentum:
+        return
+    group.update({key: reference[key] for key in ("max_momentum", "base_momentum")})
+    if scheduler.use_beta1:
+        group["betas"] = (reference["betas"][0], *group["betas"][1:])
+    else:
+        group["momentum"] = reference["momentum"]
 
 
 def _watch_steps(optimizer: Optimizer) -> None:

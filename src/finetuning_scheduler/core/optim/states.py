@@ -18,17 +18,19 @@ def reorder_groups(optimizer: Optimizer, parameters: NamedParameters, stored: Se
         CheckpointError: The groups do not hold the parameters that the checkpoint's groups held.
     """
     present = group_names(optimizer, parameters)
-    problems = _group_differences(present, stored)
+    problems = group_differences(present, stored)
     if problems:
         raise CheckpointError(problems)
     for group, names, wanted in zip(optimizer.param_groups, present, stored, strict=True):
         if names != list(wanted):
-            group["params"] = [parameters[name] for name in wanted]
+            held = dict(zip(names, group["params"], strict=True))
+            group["params"] = [held[name] for name in wanted]
             if "param_names" in group:
                 group["param_names"] = list(wanted)
 
 
-def _group_differences(present: Sequence[Sequence[str]], stored: Sequence[Sequence[str]]) -> list[Problem]:
+def group_differences(present: Sequence[Sequence[str]], stored: Sequence[Sequence[str]]) -> list[Problem]:
+    """Find groups that do not hold the parameters that a checkpoint's groups held."""
     fix = "Resume with the schedule, model and optimizer groups that wrote the checkpoint."
     if len(present) != len(stored):
         return [Problem(f"expected {len(stored)} parameter groups as in the checkpoint, got {len(present)}", fix=fix)]

@@ -44,6 +44,8 @@ class Warmup:
             self._handles = [
                 optimizer.register_step_pre_hook(self._scale),
                 optimizer.register_step_post_hook(self._step_done),
+                # An exception in a step must not leave scaled learning rates in what is saved because of it.
+                optimizer.register_state_dict_pre_hook(lambda _: self.settle()),
             ]
 
     def settle(self) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import count, takewhile
+from typing import Any
 
 from ...errors import Problem, ScheduleError, ScheduleFormatError, SelectorError, joined
 from .draft import Draft
@@ -47,6 +48,16 @@ class Resolution:
         if self.errors:
             raise joined(self.errors)
         return Schedule(phases=self.phases)
+
+    def with_notes(self, note: Callable[[Mapping[int, Any]], Problem]) -> Resolution:
+        """Add what a function has to say about a renumbered schedule to the error that has brought it up."""
+        errors = [
+            error
+            if error.renumbered is None
+            else type(error)([*error.problems, note(error.renumbered)], renumbered=error.renumbered)
+            for error in self.errors
+        ]
+        return replace(self, errors=tuple(errors))
 
 
 def resolve_names(drafted: Draft, index: ParameterIndex) -> Resolution:

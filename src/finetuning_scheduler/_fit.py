@@ -1,0 +1,398 @@
+"""What lives for one fit: made in ``setup``, let go of in ``teardown``; it answers until the next one begins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from os import PathLike
+from typing import Any, Protocol
+
+import torch
+
+from ._checks import (
+    Configuration,
+    configuration_problems,
+    limit_problems,
+    limit_warnings,
+    settings_of,
+    untested_warnings,
+    usable_optimizer,
+)
+from ._lightning import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    install_lr_scheduler,
+    install_optimizer,
+    loading_with,
+    step_plateau_schedulers,
+)
+from ._source import read_source, save
+from ._trainer import TrainerRanks, adapted, as_misconfiguration, visible_messages
+from .callbacks.best import restore_best
+from .callbacks.checkpoint import FTSCheckpoint
+from .callbacks.early_stopping import FTSEarlyStopping
+from .callbacks.wiring import find
+from .core.optim.schedulers import is_supported
+from .core.prepare import prepare
+from .core.schedule.generate import generate
+from .core.session import Session
+from .core.transitions import Decision, Listener, Moment, Reason, Transition
+from .errors import CheckpointError, Problem
+from .strategy_adapters import saved_progress
+
+log = logging.getLogger("finetuning_scheduler")
+
+
+class Owner(Configuration, Protocol):
+    """The callback whose fit this is."""
+
+    @property
+    def state_key(self) -> str:
+        """Key of its state in a checkpoint."""
+        ...
+
+
+class Fit(Listener):
+    """One fit of one module: the session, the strategy's adapter, and what the hooks have to remember.
+
+    Args:
+        owner: The callback.
+        given: What the user has asked for as ``ft_schedule``, ``max_depth`` and ``log_dir``.
+        trainer: The trainer.
+        module: The module.
+        problems: What was wrong with the trainer's callbacks.
+        continued: The state in which an earlier fit of the same trainer and module has ended.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        given: dict[str, Any],
+        trainer: Trainer,
+        module: LightningModule,
+        problems: Sequence[Problem],
+        continued: Mapping[str, Any] | None,
+    ) -> None:
+        self.owner = owner
+        self.given = given
+        self.trainer = trainer
+        self.module = module
+        self.loaded = continued  # the progress to go on from
+        self._session: Session | None = None
+        self._resolved: dict[str, Any] = {}
+        self._problems = problems
+        self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
+        self.adapter = adapted(owner, trainer, module, self._hooked)
+        self.ranks = TrainerRanks(trainer, self.adapter)
+        self._messages = ExitStack()
+        self._messages.enter_context(visible_messages())
+        self._carried_on = False
+        self._decision: Decision | None = None
+        # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
+        self._between_epochs = True
+        self._modes_are_stale = False
+        self._owes_plateau_step = False
+        self._told_of_disagreement = False
+        self._unchecked_replicas = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the session is there: schedule and model have been checked, and the first phase entered."""
+        return self._session is not None
+
+    @property
+    def session(self) -> Session:
+        """The session.
+
+        Raises:
+            MisconfigurationException: It has not begun.
+        """
+        if self._session is None:
+            raise MisconfigurationException("FinetuningScheduler runs inside Trainer.fit; no fit has started.")
+        return self._session
+
+    def report(self, level: int, message: str) -> None:
+        """Log a message on rank zero."""
+        if self.trainer.is_global_zero:
+            log.log(level, message)
+
+    def resolved(self, name: str, given: Any) -> Any:
+        """Tell what the fit has made of an argument."""
+        return self._resolved.get(name, given)
+
+    def forget(self, name: str) -> None:
+        """Let the user's new value of an argument answer; it counts in the next fit."""
+        self._resolved.pop(name, None)
+
+    def resolve_log_dir(self) -> str:
+        """Settle where artifacts go; to be called by every rank, since the trainer lets rank zero decide."""
+        given = self.given["log_dir"] or self.trainer.log_dir or self.trainer.default_root_dir
+        self._resolved["log_dir"] = given
+        return str(given)
+
+    def release(self) -> None:
+        """Let go of what is hooked into."""
+        self._hooked.close()
+
+    def end(self) -> None:
+        """Leave no module in eval mode that was in train mode before, and no handler of messages."""
+        self.release()
+        self._messages.close()
+        if self._session is not None:
+            self._session.modes.release()
+
+    # --- the way into a session --------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""
+        trainer, owner = self.trainer, self.owner
+        view = self.adapter.view(self.module)
+        directory = self.resolve_log_dir()
+        with as_misconfiguration():
+            source = self.given["ft_schedule"]
+            found = self.ranks.from_zero(lambda: read_source(source, owner, view.plain, directory))
+            optimizer = usable_optimizer(trainer)
+            settings = settings_of(owner, self.given["max_depth"], self.module)
+            lr_schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+            prepared = prepare(
+                found,
+                view,
+                optimizer,
+                settings,
+                # One that is refused is not tried out, too.
+                lr_schedulers=[each for each in lr_schedulers if owner.allow_untested or is_supported(each)],
+                problems=[*self._problems, *configuration_problems(owner, trainer, implicit=source is None)],
+                limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
+            )
+            self._session = Session(
+                view,
+                trainer.optimizers[0],
+                prepared,
+                settings,
+                lr_schedulers=lr_schedulers,
+                listeners=[self],
+                report=self.report,
+            )
+            self._session.announce(prepared)
+            self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
+            self._enter_first_phase()
+        file = source if isinstance(source, (str, PathLike)) else None
+        path = save(self.ranks, lambda: self.session.schedule, view.plain, directory, file)
+        self.report(logging.INFO, f"The schedule in force is saved as {path}.")
+        for message in [*limit_warnings(trainer, prepared.plan), *untested_warnings(owner, trainer)]:
+            self.report(logging.WARNING, message)
+
+    def generate_and_exit(self) -> None:
+        """Write the default schedule, then leave the program."""
+        plain = self.adapter.view(self.module).plain
+        directory = self.resolve_log_dir()
+        with as_misconfiguration():
+            path = save(self.ranks, lambda: generate(plain), plain, directory)
+        self.report(logging.INFO, f"The default schedule was written to {path}.")
+        self.trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
+        raise SystemExit(0)
+
+    def _enter_first_phase(self) -> None:
+        moment = Moment(self.trainer.current_epoch, self.trainer.global_step)
+        if self.trainer.strategy.restore_checkpoint_after_setup:
+            # The checkpoint is not known yet: the strategy loads it later.
+            self.session.begin(moment)
+            self._hooked.enter_context(loading_with(self.trainer.strategy, self._resume_late))
+        elif self.loaded is None:
+            self._refuse_foreign_checkpoint()
+            self.session.begin(moment)
+            self._carried_on = True
+        else:
+            self.session.resume(session_state(self.loaded))
+            self._carried_on = True
+
+    def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
+        """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
+        with as_misconfiguration():
+            path = self.adapter.from_rank_zero(path)
+            self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
+            self._refuse_foreign_checkpoint()
+            self.session.resume(session_state(self.loaded or {}))
+            self._carried_on = True
+            return self.adapter.resume(path, self.session, weights_only=weights_only)
+
+    def _refuse_foreign_checkpoint(self) -> None:
+        if self.loaded is None and self.trainer.ckpt_path is not None:
+            message = f"expected a checkpoint written with FinetuningScheduler, got {self.trainer.ckpt_path}"
+            fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
+            raise CheckpointError(Problem(message, fix=fix))
+
+    # --- while it trains ---------------------------------------------------------------------------------------------
+
+    def start_training(self) -> None:
+        """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
+        if not self._carried_on:
+            with as_misconfiguration():
+                if self.loaded is not None:
+                    self.session.resume(session_state(self.loaded))
+                self._refuse_foreign_checkpoint()
+        self.session.modes.apply()
+        trainer = self.trainer
+        if self.loaded is not None:
+            metrics = self.loaded.get("metrics", {})
+            trainer.callback_metrics.update({name: _metric(value) for name, value in metrics.items()})
+        self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
+        early_stopping = find(trainer, FTSEarlyStopping)
+        over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
+        stopped = early_stopping is not None and early_stopping.has_stopped_session and trainer.ckpt_path is not None
+        if over or stopped:
+            message = "The session had ended when its checkpoint was written: nothing is left to train."
+            self.report(logging.INFO, message)
+            trainer.should_stop = True
+
+    def start_epoch(self) -> None:
+        """Note that what is asked next is asked between epochs."""
+        if self._owes_plateau_step:
+            step_plateau_schedulers(self.trainer)
+        self._owes_plateau_step = False
+        self._between_epochs = True
+
+    def start_batch(self, batch_idx: int) -> bool:
+        """Tell whether a phase may end here: at the first batch of a gradient accumulation, inside an epoch."""
+        if self._modes_are_stale:
+            self.apply_modes()
+        limits = self.session.plan.phases[self.session.phase].limits
+        watched = limits.max_transition_step >= 0 or self.owner.intra_epoch_transitions
+        if not watched or batch_idx % self.trainer.accumulate_grad_batches:
+            return False
+        self._between_epochs = False
+        return True
+
+    def end_batch(self) -> None:
+        """Check that ranks agree after a phase's first step; end the session at the last phase's step limit."""
+        session, step = self.session, self.trainer.global_step
+        if self._unchecked_replicas and step > session.progress.entry_step:
+            self._unchecked_replicas = False
+            self.adapter.check_replicas(p for p in session.parameters.values() if p.requires_grad)
+        limits = session.plan.phases[session.phase].limits
+        if session.phases_remaining or limits.max_transition_step < 0:
+            return
+        if session.decide(Moment(self.trainer.current_epoch, step, between_epochs=False)).advance:
+            self._stop(Reason.STEP)
+
+    def end_epoch(self) -> None:
+        """End the session at the last phase's epoch limit."""
+        # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
+        self._owes_plateau_step = self.trainer.fit_loop.restarting
+        if self.session.phases_remaining == 0 and self._limit_reached(self.trainer.current_epoch + 1):
+            self._stop(Reason.EPOCH)
+
+    def apply_modes(self) -> None:
+        """Put frozen modules into their mode."""
+        self.session.modes.apply()
+        self._modes_are_stale = False
+
+    def expect_other_modes(self) -> None:
+        """Note that Lightning is about to set the modes of all modules."""
+        self._modes_are_stale = True
+
+    def decide(self) -> Decision:
+        """Decide whether the next phase is due; the ranks talk about it once, and :meth:`advance` uses the answer."""
+        if self.session.phases_remaining == 0:
+            return Decision(advance=False)
+        self._decision = self.session.decide(
+            Moment(
+                self.trainer.current_epoch,
+                self.trainer.global_step,
+                between_epochs=self._between_epochs,
+                out_of_patience=self._out_of_patience(),
+            )
+        )
+        return self._decision
+
+    def take_reason(self) -> Reason:
+        """Return why the next phase is due, as decided last; asked for by the user if nothing was decided."""
+        decision, self._decision = self._decision, None
+        return Reason.REQUEST if decision is None or decision.reason is None else decision.reason
+
+    def enter(self, phase: int, reason: Reason) -> None:
+        """Enter a later phase."""
+        self.session.enter(phase, Moment(self.trainer.current_epoch, self.trainer.global_step), reason)
+
+    def restore_best(self) -> None:
+        """Load the best checkpoint so far, if there is one."""
+        checkpoint = find(self.trainer, FTSCheckpoint)
+        if checkpoint is not None:
+            checkpoint.best_model_path = self.adapter.from_rank_zero(checkpoint.best_model_path)
+        if checkpoint is None or not checkpoint.best_model_path:
+            message = "No checkpoint has been saved yet: the next phase starts from present weights."
+            self.report(logging.INFO, message)
+            return
+
+        def load(path: str, weights_only: bool) -> None:
+            self.adapter.restore(path, self.session, self.owner.state_key, weights_only=weights_only)
+
+        with as_misconfiguration():
+            restore_best(checkpoint, load)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the progress that a resumed run continues from."""
+        if self._session is None:
+            return {}
+        state = self._session.state_dict()
+        if (checkpoint := find(self.trainer, FTSCheckpoint)) is not None:
+            state["best_phase"] = checkpoint.best_ckpt_depth
+        metrics = self.trainer.callback_metrics
+        return {**state, "metrics": {name: _plain_metric(value) for name, value in metrics.items()}}
+
+    def after_thaw(self) -> None:
+        """Let strategy and trainer follow; replicas are compared after the next step."""
+        self.adapter.on_phase_thawed()
+        self._unchecked_replicas = True
+        trainer, session = self.trainer, self.session
+        if trainer.optimizers[0] is not session.optimizer:
+            install_optimizer(trainer, session.optimizer)
+        if session.scheduler_settings is not None:
+            (scheduler,) = session.lr_schedulers
+            if [config.scheduler for config in trainer.lr_scheduler_configs] != [scheduler]:
+                install_lr_scheduler(trainer, scheduler, asdict(session.scheduler_settings))
+
+    def on_transition(self, transition: Transition) -> None:
+        """Restart early stopping's count."""
+        if (early_stopping := find(self.trainer, FTSEarlyStopping)) is not None:
+            early_stopping.enter_phase()
+
+    def _out_of_patience(self) -> bool:
+        """Whether any rank has run out of patience; asked when that may have changed, since ranks have to talk."""
+        early_stopping = find(self.trainer, FTSEarlyStopping)
+        if early_stopping is None or not (self._between_epochs or self.owner.intra_epoch_transitions):
+            return False
+        mine = early_stopping.phase_exhausted
+        anyone = self.ranks.any(mine)
+        if anyone and not self.ranks.every(mine) and not self._told_of_disagreement:
+            self._told_of_disagreement = True
+            message = (
+                f"The ranks disagree on whether {early_stopping.monitor!r} has stopped improving; all of them go on to "
+                "the next phase together. Log it with sync_dist=True."
+            )
+            self.report(logging.WARNING, message)
+        return anyone
+
+    def _limit_reached(self, epoch: int) -> bool:
+        return self.session.decide(Moment(epoch, self.trainer.global_step)).advance
+
+    def _stop(self, reason: Reason) -> None:
+        self.trainer.should_stop = True
+        self.report(logging.INFO, f"Phase {self.session.phase}, the last, ended ({reason.value}).")
+
+
+def session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the session's own state out of the callback's."""
+    return {key: value for key, value in loaded.items() if key != "metrics"}
+
+
+def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
+    """Write a scalar as plain values; its precision decides how it compares with later ones."""
+    return {"value": metric.item(), "dtype": str(metric.dtype).removeprefix("torch.")}
+
+
+def _metric(plain: Mapping[str, Any]) -> torch.Tensor:
+    return torch.tensor(plain["value"], dtype=getattr(torch, plain["dtype"]))

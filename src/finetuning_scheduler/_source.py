@@ -1,0 +1,82 @@
+"""The schedule that a user has asked for: generated in implicit mode, else read; and saved where artifacts go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any, Protocol
+
+from torch import nn
+
+from ._lightning import MisconfigurationException
+from .core.prepare import read, read_generated
+from .core.ranks import Ranks
+from .core.schedule.files import save_renumbered, save_schedule
+from .core.schedule.generate import implicit
+from .core.schedule.resolve import Resolution
+from .core.schedule.schedule import Schedule, ScheduleSource
+from .errors import Problem
+
+
+class Reinitialisation(Protocol):
+    """What every transition of a generated schedule installs."""
+
+    reinit_optim_cfg: dict[str, Any] | None
+    reinit_lr_cfg: dict[str, Any] | None
+
+
+def read_source(
+    source: ScheduleSource | None, reinitialisation: Reinitialisation, model: nn.Module, directory: str
+) -> Resolution:
+    """Read a schedule; a copy without gaps is written of one whose numbers have gaps.
+
+    Args:
+        source: What the user gave; ``None`` generates a schedule.
+        reinitialisation: What a generated one installs.
+        model: The model.
+        directory: Where the copy goes.
+    """
+    if source is not None:
+        found = read(source, model)
+    else:
+        optimizer, lr_scheduler = reinitialisation.reinit_optim_cfg, reinitialisation.reinit_lr_cfg
+        found = read_generated(model, lambda module: implicit(module, optimizer, lr_scheduler))
+    return found.with_notes(lambda phases: _renumbered_note(phases, model, directory))
+
+
+def save(
+    ranks: Ranks,
+    make: Callable[[], Schedule],
+    model: nn.Module,
+    directory: str,
+    source: str | PathLike[str] | None = None,
+) -> str:
+    """Save a schedule on rank zero and return its path on every rank.
+
+    Args:
+        ranks: The ranks.
+        make: Makes the schedule.
+        model: The model it is for.
+        directory: Made if missing.
+        source: The user's schedule file, if there is one.
+
+    Raises:
+        MisconfigurationException: On every rank, if the directory cannot be written to.
+    """
+    try:
+        return ranks.from_zero(lambda: str(save_schedule(make(), model, directory, source=source)))
+    except OSError as error:
+        raise MisconfigurationException(
+            f"expected a directory to write the schedule to, got `log_dir` {directory} "
+            f"({type(error).__name__}: {error}). Fix: Set `log_dir` to a directory that can be written to."
+        ) from error
+
+
+def _renumbered_note(phases: Mapping[int, Any], model: nn.Module, directory: str) -> Problem:
+    """Write a copy of a schedule without gaps and say where it is."""
+    try:
+        path = save_renumbered(phases, model, directory)
+        return Problem(f"a copy with the phases renumbered from 0 was written to {path}")
+    except OSError as failure:
+        text = f"no copy with the phases renumbered from 0 could be written to {directory} ({failure})"
+        return Problem(text, fix="Set `log_dir` to a directory that can be written to.")

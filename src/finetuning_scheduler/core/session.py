@@ -1,0 +1,274 @@
+"""The engine: the only thing that changes what is trained, and the optimizer that trains it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..errors import Problem, ScheduleError
+from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, empty_optimizer
+from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates
+from .optim.schedulers import reads_initial_lr, retarget
+from .optim.states import reorder_groups, state_by_name, with_state
+from .optim.warmup import Warmup
+from .plan import PhaseState, difference
+from .prepare import Prepared
+from .schedule.model import LRSchedulerSpec, OptimizerSpec
+from .settings import Settings
+from .state import check, saved
+from .thaw import FrozenModulePolicy, set_trainable
+from .transitions import Decision, Listener, Moment, Progress, Reason, Transition, decide
+from .view import ModelView
+
+Report = Callable[[int, str], None]
+
+
+class Session:
+    """Execute a plan. Each phase is a whole state: entering one applies the difference to the present one.
+
+    Making a session changes nothing; :meth:`begin` or :meth:`resume` enters the first phase.
+
+    Args:
+        view: The model.
+        optimizer: The user's optimizer.
+        prepared: What :func:`.prepare.prepare` has returned for them.
+        settings: How the schedule is executed.
+        lr_schedulers: The LR schedulers that act on ``optimizer``.
+        listeners: Told of every change, in this order.
+        report: Where messages go: ``report(logging level, text)``; the package's logger if not given.
+
+    Attributes:
+        optimizer: The optimizer in force; a phase with ``new_optimizer`` replaces it.
+        lr_schedulers: The LR schedulers in force; a phase with ``new_lr_scheduler`` replaces them by one.
+        scheduler_settings: When the LR scheduler that a phase installed steps; ``None`` while the user's are in force.
+        group_names: The names of each group's parameters, in the optimizer's order.
+        progress: Where the session is.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        optimizer: Optimizer,
+        prepared: Prepared,
+        settings: Settings,
+        *,
+        lr_schedulers: Iterable[LRScheduler] = (),
+        listeners: Iterable[Listener] = (),
+        report: Report | None = None,
+    ) -> None:
+        self.view = view
+        self.parameters = view.trained
+        self.schedule, self.plan = prepared.schedule, prepared.plan
+        self.optimizer = self._first_optimizer = optimizer
+        self.lr_schedulers = list(lr_schedulers)
+        self.scheduler_settings: SchedulerSettings | None = None
+        self.group_names = group_names(optimizer, self.parameters)
+        self.progress = Progress()
+        self.modes = FrozenModulePolicy(
+            view.model, track_running_stats=settings.frozen_bn_track_running_stats, mode=settings.frozen_modules_mode
+        )
+        self.listeners: list[Listener] = [self.modes, *listeners]
+        self._settings = settings
+        self._report = report or logging.getLogger("finetuning_scheduler").log
+        self._state: PhaseState | None = None
+        self._warmup = Warmup(optimizer)
+
+    @property
+    def phase(self) -> int:
+        """The phase being executed."""
+        return self.progress.phase
+
+    @property
+    def phases_remaining(self) -> int:
+        """How many phases are still to come; 0 in the last one."""
+        return self.plan.last_phase - self.progress.phase
+
+    def decide(self, moment: Moment) -> Decision:
+        """Decide whether the present phase ends; nothing is changed."""
+        return decide(self.plan.phases[self.phase].limits, self.progress, moment)
+
+    def begin(self, moment: Moment | None = None) -> None:
+        """Freeze the model, thaw phase 0 and make the optimizer hold exactly phase 0's parameters."""
+        self._move(self.plan.phases[0])
+        if moment is not None:
+            self.progress.entry_epoch, self.progress.entry_step = moment.epoch, moment.step
+
+    def enter(self, phase: int, moment: Moment, reason: Reason) -> Transition:
+        """Enter a later phase. Nothing is restored.
+
+        Raises:
+            ScheduleError: ``phase`` is before the present phase or beyond the last one.
+        """
+        self._check_order(phase)
+        left, state = self.phase, self.plan.phases[phase]
+        for line, details in self._move(state):
+            self._report(logging.INFO, f"Phase {phase}: {line}")
+            self._report(logging.DEBUG, f"Phase {phase}: {details}")
+        self.progress.entry_epoch, self.progress.entry_step = moment.epoch, moment.step
+        share = state.trainable_count / max(self.plan.model_parameter_count, 1)
+        rates = tuple(learning_rates(self.optimizer))
+        transition = Transition(left, phase, reason, moment.epoch, moment.step, state.trainable_count, share, rates)
+        self._report(logging.INFO, str(transition))
+        for listener in self.listeners:
+            listener.on_transition(transition)
+        return transition
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken: the groups of its phase are made at once.
+
+        Call it before the optimizer's and the LR schedulers' own states are loaded.
+
+        Raises:
+            CheckpointError: The state is of a newer format, or of another schedule or optimizer; nothing is changed.
+        """
+        progress = check(state, self.plan, self.view)
+        self._check_order(progress.phase)
+        self._move(self.plan.phases[progress.phase])
+        stored = [self.view.merged(names) for names in progress.parameter_groups]
+        reorder_groups(self.optimizer, self.parameters, stored)
+        self.group_names = stored
+        self._warmup.load_state_dict(progress.warmup)
+        self.progress = progress.progress
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs, in plain Python values."""
+        groups = [self.view.expanded(names) for names in self.group_names]
+        return saved(self.progress, groups, self._warmup.state_dict())
+
+    def optimizer_state_from(self, states: Mapping[str, Mapping[str, Any]], phase: int) -> dict[str, Any]:
+        """Build the optimizer's ``state_dict`` for a return to an earlier moment.
+
+        Groups and learning rates stay as they are. Parameters without state there, and all parameters if another
+        optimizer was in force, start without state.
+
+        Args:
+            states: Per-parameter optimizer state of that moment, by name.
+            phase: The phase of that moment.
+        """
+        if not self._takes(states, phase):
+            text = f"The best state, of phase {phase}, belongs to another optimizer: {{}} starts without state."
+            self._report(logging.WARNING, text.format(type(self.optimizer).__name__))
+            states = {}
+        return with_state(self.optimizer, self.parameters, states)
+
+    def emptied_optimizer(self, phase: int) -> Optimizer:
+        """Copy the optimizer in force in a phase up to the present one, without groups, state and hooks."""
+        state = self.plan.phases[phase]
+        if state.optimizer_since == self.plan.phases[self.phase].optimizer_since:
+            return _emptied(self.optimizer)
+        if state.optimizer is None:
+            return _emptied(self._first_optimizer)
+        return empty_optimizer(state.optimizer)
+
+    def settle(self) -> None:
+        """Make learning rates what they are between steps, after an exception inside one."""
+        self._warmup.settle()
+
+    def announce(self, prepared: Prepared) -> None:
+        """Tell the user what was found while the session was prepared."""
+        for level, messages in ((logging.INFO, prepared.notices), (logging.WARNING, prepared.warnings)):
+            for message in messages:
+                self._report(level, message)
+
+    def _check_order(self, phase: int) -> None:
+        if not self.phase <= phase <= self.plan.last_phase:
+            expected = f"expected a phase from {self.phase} (the present one) to {self.plan.last_phase}, got {phase}"
+            raise ScheduleError(Problem(expected, fix="Phases can only be entered in order."))
+
+    def _takes(self, states: Mapping[str, Mapping[str, Any]], phase: int) -> bool:
+        """Whether state of a phase suits the optimizer in force: the same one, or one that keeps the same things."""
+        if self.plan.phases[phase].optimizer_since == self.plan.phases[self.phase].optimizer_since:
+            return True
+        now = state_by_name(self.optimizer.state_dict(), self.group_names)
+        shared = now.keys() & states.keys()
+        same_class = type(self.emptied_optimizer(phase)) is type(self.optimizer)
+        return bool(shared) and same_class and all(now[name].keys() == states[name].keys() for name in shared)
+
+    def _move(self, target: PhaseState) -> list[tuple[str, str]]:
+        """Apply the difference between the present state and another; return what was replaced."""
+        present = self._state
+        if present is None:
+            set_trainable(self.parameters.values(), trainable=False)
+        thawed, frozen = difference(() if present is None else present.trainable, target.trainable)
+        named = {name: self.parameters[name] for name in thawed}
+        for listener in self.listeners:
+            listener.before_thaw(named)
+        set_trainable((self.parameters[name] for name in frozen), trainable=False)
+        set_trainable(named.values(), trainable=True)
+        if not target.keeps_frozen_state:
+            for name in frozen:
+                self.optimizer.state.pop(self.parameters[name], None)
+        replaced = self._follow(present, target)
+        self._state, self.progress = target, replace(self.progress, phase=target.index)
+        for listener in self.listeners:
+            listener.after_thaw()
+        return replaced
+
+    def _follow(self, present: PhaseState | None, target: PhaseState) -> list[tuple[str, str]]:
+        """Bring optimizer and schedulers into a state: replacements over the groups there are, then new groups."""
+        initial = self.plan.phases[0]
+        if present is None and self._settings.enforce_phase0_params:
+            arrange(self.optimizer, self.lr_schedulers, self.parameters, initial.groups)
+        self.group_names = self.group_names if present else [list(group.names) for group in initial.groups]
+        since = present or initial
+        replaced = []
+        if target.optimizer is not None and target.optimizer_since > since.optimizer_since:
+            stays = target.lr_scheduler_since == since.lr_scheduler_since
+            replaced.append(self._replace_optimizer(target.optimizer, since.groups, scheduler_stays=stays))
+        held = len(since.groups)
+        if target.lr_scheduler is not None and target.lr_scheduler_since > since.lr_scheduler_since:
+            # The new scheduler is made over the groups that exist before its own phase adds any.
+            before = max(held, self.plan.phases[target.lr_scheduler_since].groups_before)
+            self._add_groups(target.groups[held:before])
+            replaced.append(self._replace_scheduler(target.lr_scheduler))
+            held = before
+        self._add_groups(target.groups[held:])
+        for state in self.plan.phases[0 if present is None else present.index + 1 : target.index + 1]:
+            if state.limits.lr_warmup_steps > 0:
+                groups = range(state.groups_before, len(state.groups))
+                self._warmup.start(state.index, groups, state.limits.lr_warmup_steps)
+        return replaced
+
+    def _add_groups(self, groups: Sequence[PlannedGroup]) -> None:
+        apply_lambdas = self._settings.apply_lambdas_new_pgs
+        add_groups(self.optimizer, self.lr_schedulers, self.parameters, groups, apply_lambdas=apply_lambdas)
+        self.group_names += [list(group.names) for group in groups]
+
+    def _replace_optimizer(
+        self, spec: OptimizerSpec, groups: Sequence[PlannedGroup], *, scheduler_stays: bool
+    ) -> tuple[str, str]:
+        old = self.optimizer
+        in_use = scheduler_stays and any(map(reads_initial_lr, self.lr_schedulers))
+        options = [group.options for group in groups]
+        self.optimizer = build_optimizer(spec, old, options, keep_initial_lr=in_use)
+        for scheduler in self.lr_schedulers:
+            retarget(scheduler, self.optimizer)
+        self._warmup.attach(self.optimizer)
+        if old is self._first_optimizer:
+            self._first_optimizer = _emptied(old)
+        return f"optimizer {_name(self.optimizer)} replaces {_name(old)}", repr(self.optimizer)
+
+    def _replace_scheduler(self, spec: LRSchedulerSpec) -> tuple[str, str]:
+        old = ", ".join(_name(scheduler) for scheduler in self.lr_schedulers) or "none"
+        scheduler = build_lr_scheduler(spec, self.optimizer)
+        self.lr_schedulers = [scheduler]
+        self.scheduler_settings = SchedulerSettings.of(spec)
+        return f"LR scheduler {_name(scheduler)} replaces {old}", f"{spec.model_dump()}: {scheduler.state_dict()}"
+
+
+def _emptied(optimizer: Optimizer) -> Optimizer:
+    other = copy.copy(optimizer)  # without hooks, and without what a class of the user's own keeps in attributes
+    vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
+    other.param_groups, other.state = [], defaultdict(dict)
+    return other
+
+
+def _name(thing: object) -> str:
+    return type(thing).__name__
