@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ._lightning import LightningModule, Trainer, callbacks_of
 from .callbacks.checkpoint import FTSCheckpoint
-from .callbacks.wiring import find
+from .callbacks.wiring import Wiring
 from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from .core.plan import Plan
 from .core.schedule.schedule import Schedule
@@ -52,12 +52,15 @@ def settings_of(configuration: Configuration, max_depth: int, module: LightningM
     )
 
 
-def configuration_problems(configuration: Configuration, trainer: Trainer, *, implicit: bool) -> list[Problem]:
+def configuration_problems(
+    configuration: Configuration, trainer: Trainer, wiring: Wiring, *, implicit: bool
+) -> list[Problem]:
     """List what is wrong with the arguments, the strategy, the optimizer and the checkpoint callback.
 
     Args:
         configuration: What the user has asked of the callback.
         trainer: The trainer.
+        wiring: The callbacks that drive the phases.
         implicit: Whether the schedule is generated.
     """
     problems = [problem for name in _FLAGS for problem in flag_problems(name, getattr(configuration, name))]
@@ -66,8 +69,8 @@ def configuration_problems(configuration: Configuration, trainer: Trainer, *, im
         if not implicit and getattr(configuration, name) is not None:
             fix = "Use `new_optimizer` and `new_lr_scheduler` in the schedule's phases."
             problems.append(Problem(f"expected `{name}` without `ft_schedule` only, got both", fix=fix))
-    if configuration.restore_best:
-        problems += _checkpoint_problems(trainer)
+    if configuration.restore_best and wiring.checkpoint is not None:
+        problems += _checkpoint_problems(wiring.checkpoint)
     problems += _optimizer_problems(trainer)
     return problems if configuration.allow_untested else [*problems, *_untested(configuration, trainer)]
 
@@ -119,10 +122,7 @@ def _callback_problems(trainer: Trainer) -> Iterator[Problem]:
         yield Problem(message, fix="Install torch.optim.swa_utils.SWALR as the `new_lr_scheduler` of a phase.")
 
 
-def _checkpoint_problems(trainer: Trainer) -> Iterator[Problem]:
-    checkpoint = find(trainer, FTSCheckpoint)
-    if checkpoint is None:
-        return
+def _checkpoint_problems(checkpoint: FTSCheckpoint) -> Iterator[Problem]:
     if checkpoint.save_top_k == 0:
         fix = "Use save_top_k=1 or more, or FinetuningScheduler(restore_best=False)."
         yield Problem("expected the checkpoint callback to keep a best checkpoint, got save_top_k=0", fix=fix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from os import PathLike
@@ -32,9 +32,7 @@ from ._lightning import (
 from ._source import read_source, save
 from ._trainer import TrainerRanks, adapted, as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
-from .callbacks.checkpoint import FTSCheckpoint
-from .callbacks.early_stopping import FTSEarlyStopping
-from .callbacks.wiring import find
+from .callbacks.wiring import Wiring
 from .core.optim.schedulers import is_supported
 from .core.prepare import prepare
 from .core.schedule.generate import generate
@@ -63,7 +61,7 @@ class Fit(Listener):
         given: What the user has asked for as ``ft_schedule``, ``max_depth`` and ``log_dir``.
         trainer: The trainer.
         module: The module.
-        problems: What was wrong with the trainer's callbacks.
+        wiring: The callbacks that drive the phases.
         continued: The state in which an earlier fit of the same trainer and module has ended.
     """
 
@@ -73,7 +71,7 @@ class Fit(Listener):
         given: dict[str, Any],
         trainer: Trainer,
         module: LightningModule,
-        problems: Sequence[Problem],
+        wiring: Wiring,
         continued: Mapping[str, Any] | None,
     ) -> None:
         self.owner = owner
@@ -83,7 +81,7 @@ class Fit(Listener):
         self.loaded = continued  # the progress to go on from
         self._session: Session | None = None
         self._resolved: dict[str, Any] = {}
-        self._problems = problems
+        self.wiring = wiring
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
@@ -164,7 +162,7 @@ class Fit(Listener):
                 settings,
                 # One that is refused is not tried out, too.
                 lr_schedulers=[each for each in lr_schedulers if owner.allow_untested or is_supported(each)],
-                problems=[*self._problems, *configuration_problems(owner, trainer, implicit=source is None)],
+                problems=configuration_problems(owner, trainer, self.wiring, implicit=source is None),
                 limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
             )
             self._session = Session(
@@ -176,6 +174,8 @@ class Fit(Listener):
                 listeners=[self],
                 report=self.report,
             )
+            for line in self.wiring.lines:
+                self.report(logging.INFO, line)
             self._session.announce(prepared)
             self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
             self._enter_first_phase()
@@ -240,7 +240,7 @@ class Fit(Listener):
             metrics = self.loaded.get("metrics", {})
             trainer.callback_metrics.update({name: _metric(value) for name, value in metrics.items()})
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
-        early_stopping = find(trainer, FTSEarlyStopping)
+        early_stopping = self.wiring.early_stopping
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
         stopped = early_stopping is not None and early_stopping.has_stopped_session and trainer.ckpt_path is not None
         if over or stopped:
@@ -319,7 +319,7 @@ class Fit(Listener):
 
     def restore_best(self) -> None:
         """Load the best checkpoint so far, if there is one."""
-        checkpoint = find(self.trainer, FTSCheckpoint)
+        checkpoint = self.wiring.checkpoint
         if checkpoint is not None:
             checkpoint.best_model_path = self.adapter.from_rank_zero(checkpoint.best_model_path)
         if checkpoint is None or not checkpoint.best_model_path:
@@ -338,7 +338,7 @@ class Fit(Listener):
         if self._session is None:
             return {}
         state = self._session.state_dict()
-        if (checkpoint := find(self.trainer, FTSCheckpoint)) is not None:
+        if (checkpoint := self.wiring.checkpoint) is not None:
             state["best_phase"] = checkpoint.best_ckpt_depth
         metrics = self.trainer.callback_metrics
         return {**state, "metrics": {name: _plain_metric(value) for name, value in metrics.items()}}
@@ -357,12 +357,12 @@ class Fit(Listener):
 
     def on_transition(self, transition: Transition) -> None:
         """Restart early stopping's count."""
-        if (early_stopping := find(self.trainer, FTSEarlyStopping)) is not None:
+        if (early_stopping := self.wiring.early_stopping) is not None:
             early_stopping.enter_phase()
 
     def _out_of_patience(self) -> bool:
         """Whether any rank has run out of patience; asked when that may have changed, since ranks have to talk."""
-        early_stopping = find(self.trainer, FTSEarlyStopping)
+        early_stopping = self.wiring.early_stopping
         if early_stopping is None or not (self._between_epochs or self.owner.intra_epoch_transitions):
             return False
         mine = early_stopping.phase_exhausted

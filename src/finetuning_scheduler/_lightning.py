@@ -78,8 +78,11 @@ __all__ = [
     "TrainerFn",
     "after_configure_model",
     "callbacks_of",
+    "default_checkpoint_directory",
+    "forget_checkpoints",
     "install_lr_scheduler",
     "install_optimizer",
+    "is_default_checkpoint",
     "load_model_and_precision",
     "loading_with",
     "pl",
@@ -87,6 +90,7 @@ __all__ = [
     "saves_sharded_checkpoints",
     "step_plateau_schedulers",
     "strategy_flags",
+    "validation_metrics",
 ]
 
 
@@ -121,7 +125,7 @@ class InspectableEarlyStopping(EarlyStopping):
         return self._check_on_train_epoch_end
 
     @check_on_train_epoch_end.setter
-    def check_on_train_epoch_end(self, value: bool) -> None:
+    def check_on_train_epoch_end(self, value: bool | None) -> None:
         self._check_on_train_epoch_end = value
 
     def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
@@ -147,6 +151,69 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.before_save(filepath)
         super()._save_checkpoint(trainer, filepath)
+
+
+# What a checkpoint callback learns while it runs; everything else is how it was configured.
+_CHECKPOINT_STATE = (
+    "_last_checkpoint_saved",
+    "_last_global_step_saved",
+    "_last_time_checked",
+    "best_k_models",
+    "best_model_path",
+    "best_model_score",
+    "current_score",
+    "kth_best_model_path",
+    "kth_value",
+    "last_model_path",
+)
+_CHECKPOINT_CONFIGURATION = (
+    "CHECKPOINT_NAME_LAST",
+    "FILE_EXTENSION",
+    "_enable_version_counter",
+    "_every_n_epochs",
+    "_every_n_train_steps",
+    "_train_time_interval",
+    "auto_insert_metric_name",
+    "filename",
+    "mode",
+    "monitor",
+    "save_last",
+    "save_on_exception",
+    "save_top_k",
+    "save_weights_only",
+    "verbose",
+)
+
+
+def forget_checkpoints(callback: ModelCheckpoint) -> None:
+    """Let a checkpoint callback start anew: a directory that it has not been given is chosen anew, too."""
+    fresh = vars(ModelCheckpoint(monitor=callback.monitor, mode=callback.mode))
+    vars(callback).update({name: fresh[name] for name in _CHECKPOINT_STATE if name in fresh})
+
+
+def default_checkpoint_directory(trainer: Trainer) -> str:
+    """Tell where a checkpoint callback saves that has been given no directory; to be asked by every rank."""
+    directory: str = ModelCheckpoint()._ModelCheckpoint__resolve_ckpt_dir(trainer)  # type: ignore[attr-defined]
+    return directory
+
+
+def is_default_checkpoint(callback: Callback, trainer: Trainer) -> bool:
+    """Whether a callback is configured like the one that a trainer adds by itself.
+
+    Only what use does not change is compared. The directory is chosen when a trainer uses the callback first.
+    """
+    if type(callback) is not ModelCheckpoint:
+        return False
+    default = ModelCheckpoint()
+    if any(getattr(callback, name) != getattr(default, name) for name in _CHECKPOINT_CONFIGURATION):
+        return False
+    return callback.dirpath is None or str(callback.dirpath) == str(default_checkpoint_directory(trainer))
+
+
+def validation_metrics(trainer: Trainer) -> set[str]:
+    """Name the metrics that the validation inside a fit has logged."""
+    results = trainer.fit_loop.epoch_loop.val_loop._results
+    return set(results.metrics(on_step=False)["callback"])
 
 
 def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:

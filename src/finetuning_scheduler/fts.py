@@ -10,12 +10,9 @@ from typing import Any, Literal
 from ._fit import Fit
 from ._lightning import AttachableCallback, LightningModule, MisconfigurationException, Trainer, TrainerFn
 from ._trainer import adapted, as_misconfiguration
-from .callbacks.checkpoint import FTSCheckpoint
-from .callbacks.early_stopping import FTSEarlyStopping
-from .callbacks.wiring import find, install
+from .callbacks.wiring import Wiring, wire
 from .core.schedule.schedule import Schedule
 from .core.transitions import Reason
-from .errors import Problem
 from .strategy_adapters import StrategyAdapter
 
 log = logging.getLogger("finetuning_scheduler")
@@ -112,7 +109,7 @@ class FinetuningScheduler(AttachableCallback):
         self.frozen_modules_mode: Literal["train", "eval"] = frozen_modules_mode
         self.intra_epoch_transitions = intra_epoch_transitions
         self.log_dir = log_dir
-        self._problems: list[Problem] = []  # with the trainer's callbacks
+        self._wiring = Wiring()
         self._adapted = ExitStack()  # what is lent to a strategy for a validation, test or prediction
 
     @property
@@ -178,17 +175,12 @@ class FinetuningScheduler(AttachableCallback):
 
     def on_attach(self, trainer: Trainer) -> None:
         """Put the multi-phase callbacks in place while the user's own are still as the user made them."""
+        self._wiring.undo(trainer)
         if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
             return
-        self._problems = install(
-            trainer,
-            early_stopping=not self.epoch_transitions_only,
-            checkpoint=self.restore_best,
-        )
-        if (early_stopping := find(trainer, FTSEarlyStopping)) is not None:
-            early_stopping.begin(self, ends_phases=not self.epoch_transitions_only)
-        if (checkpoint := find(trainer, FTSCheckpoint)) is not None:
-            checkpoint.begin(self)
+        self._wiring = wire(trainer, early_stopping=not self.epoch_transitions_only, checkpoint=self.restore_best)
+        continues = self.trainer is trainer and self.pl_module is trainer.lightning_module
+        self._wiring.begin(self, trainer, ends_phases=not self.epoch_transitions_only, forget=not continues)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module."""
@@ -200,12 +192,8 @@ class FinetuningScheduler(AttachableCallback):
         continued = None
         if self.trainer is trainer and self.pl_module is pl_module:
             continued = self.state_dict() or None
-        elif self.trainer is trainer:
-            for callback in (find(trainer, FTSCheckpoint), find(trainer, FTSEarlyStopping)):
-                if callback is not None:
-                    callback.forget()
         log.setLevel(self.logging_level)
-        self._fit = Fit(self, dict(self._given), trainer, pl_module, self._problems, continued)
+        self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check everything, freeze, thaw; a resumed run enters its checkpoint's phase.
@@ -264,6 +252,7 @@ class FinetuningScheduler(AttachableCallback):
         self._adapted.close()
         if self._fit is not None and stage == "fit":
             self._fit.end()
+            self._wiring.undo(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a resumed run continues from."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._lightning import LightningModule, NotifyingModelCheckpoint, Trainer
+from .._lightning import NotifyingModelCheckpoint, Trainer, default_checkpoint_directory, forget_checkpoints
 from .phase_holder import PhaseHolder
 
 log = logging.getLogger("finetuning_scheduler")
@@ -21,29 +21,42 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
         best_ckpt_depth: Phase in which the checkpoint at ``best_model_path`` was written.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.current_ckpt_depth = 0
-        self.best_ckpt_depth = 0
-        self.begin(None)
+    current_ckpt_depth = 0
+    best_ckpt_depth = 0
+    _scheduler: PhaseHolder | None = None
+    _trainer: Trainer | None = None
+    _stands_for: str | None = None
+    _written: set[str] = set()  # noqa: RUF012 - replaced, never changed, while no scheduler is attached
+    # The directory that the user has given, if any, and the one that a trainer has made of it.
+    _directories: tuple[Any, Any] | None = None
 
-    def begin(self, scheduler: PhaseHolder | None) -> None:
-        """Attach the scheduler whose phases are recorded."""
+    def begin(self, scheduler: PhaseHolder, trainer: Trainer) -> None:
+        """Attach the scheduler whose phases are recorded, and the trainer, whose metrics are saved."""
         self._scheduler = scheduler
-        self._trainer: Trainer | None = None
-        self._written: set[str] = set()
+        self._trainer = trainer
+        self._written = set()
+        if self._directories is None or self._directories[1] != self.dirpath:
+            chosen_by_trainer = str(self.dirpath) == default_checkpoint_directory(trainer)
+            self._directories = (None if chosen_by_trainer else self.dirpath, self.dirpath)
+
+    def let_go(self) -> None:
+        """Act as ``ModelCheckpoint`` again."""
+        self._scheduler = self._trainer = None
+        self._written = set()
+        if self._directories is not None:
+            self._directories = (self._directories[0], self.dirpath)
 
     def forget(self) -> None:
-        """Forget the checkpoints of another module that the same trainer has fitted."""
-        fresh = vars(FTSCheckpoint(monitor=self.monitor, mode=self.mode))  # a subclass may take other arguments
-        names = ("best_k_models", "best_model_path", "best_model_score", "kth_best_model_path", "kth_value")
-        vars(self).update({name: fresh[name] for name in (*names, "current_score", "last_model_path")})
+        """Forget the checkpoints of an earlier fit, and the directory that it has chosen."""
+        forget_checkpoints(self)
         self.current_ckpt_depth = self.best_ckpt_depth = 0
+        self.dirpath = None if self._directories is None else self._directories[0]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remember the trainer, whose metrics are saved with each checkpoint."""
-        self._trainer = trainer
-        super().setup(trainer, pl_module, stage)
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint: that of the user's own class, if this object stands for one of it."""
+        key = super().state_key
+        return key if self._stands_for is None else key.replace(type(self).__qualname__, self._stands_for, 1)
 
     def before_save(self, filepath: str) -> None:
         """Record the depth; that of the best checkpoint only when this file is the one recorded as best."""
@@ -73,12 +86,12 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` returned; in a new ``dirpath`` the given checkpoint becomes the best one."""
-        self.current_ckpt_depth = state_dict["current_ckpt_depth"]
+        self.current_ckpt_depth = state_dict.get("current_ckpt_depth", 0)
         if state_dict["dirpath"] == self.dirpath or self._trainer is None or self._trainer.ckpt_path is None:
             super().load_state_dict(state_dict)
-            self.best_ckpt_depth = state_dict["best_ckpt_depth"]
+            self.best_ckpt_depth = state_dict.get("best_ckpt_depth", 0)
         else:
-            self._start_from(str(self._trainer.ckpt_path), state_dict["score"])
+            self._start_from(str(self._trainer.ckpt_path), state_dict.get("score"))
             self.best_ckpt_depth = self.current_ckpt_depth
             if self._trainer.is_global_zero:
                 log.info(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .._lightning import EarlyStoppingReason, InspectableEarlyStopping, LightningModule, Trainer
+from .._lightning import EarlyStoppingReason, InspectableEarlyStopping, LightningModule, Trainer, validation_metrics
 from .phase_holder import PhaseHolder
 
 
@@ -16,7 +16,7 @@ class FTSEarlyStopping(InspectableEarlyStopping):
     Before the last phase, running out of patience ends the phase instead of the session. A value that is not finite
     and the two thresholds stop the session as in Lightning. The best score carries over phases; the wait count
     restarts with each. Unless ``check_on_train_epoch_end`` says otherwise the check runs at the end of validation, or
-    at the end of the training epoch if there is no validation or the monitored quantity is only logged there.
+    at the end of the training epoch if there is no validation or the monitored quantity is not logged there.
 
     Without a :class:`FinetuningScheduler` in the trainer it behaves as ``EarlyStopping``.
 
@@ -24,26 +24,35 @@ class FTSEarlyStopping(InspectableEarlyStopping):
         MisconfigurationException: The monitored quantity was not logged by the first check.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.begin(None)
+    phase_exhausted = False
+    _scheduler: PhaseHolder | None = None
+    _stands_for: str | None = None
+    _patience_counts = True
+    _given_moment: bool | None = None
+    _moment_is_open = False
 
-    def begin(self, scheduler: PhaseHolder | None, *, ends_phases: bool = True) -> None:
+    def begin(self, scheduler: PhaseHolder, *, ends_phases: bool = True) -> None:
         """Attach the scheduler whose phases this callback ends.
 
         Args:
-            scheduler: The scheduler, or ``None`` to act as ``EarlyStopping``.
+            scheduler: The scheduler.
             ends_phases: Whether running out of patience counts at all.
         """
         self._scheduler = scheduler
         self._patience_counts = ends_phases
-        self._moment_is_open = False
-        self.phase_exhausted = False
+        self._given_moment = self.check_on_train_epoch_end
+
+    def let_go(self) -> None:
+        """Act as ``EarlyStopping`` again, checking when the user has asked for."""
+        if self._scheduler is not None:
+            self.check_on_train_epoch_end = self._given_moment
+        self._scheduler, self._moment_is_open = None, False
 
     def forget(self) -> None:
-        """Forget the scores of another module that the same trainer has fitted."""
+        """Forget the scores of an earlier fit."""
         self.best_score = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
-        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+        self.stopped_epoch = 0
         self.enter_phase()
 
     def enter_phase(self) -> None:
@@ -52,29 +61,37 @@ class FTSEarlyStopping(InspectableEarlyStopping):
         self.phase_exhausted = False
 
     @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint: that of the user's own class, if this object stands for one of it."""
+        key = super().state_key
+        return key if self._stands_for is None else key.replace(type(self).__qualname__, self._stands_for, 1)
+
+    @property
     def has_stopped_session(self) -> bool:
         """Whether the last check decided to stop the whole session."""
         return self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle when the check runs."""
-        if self.check_on_train_epoch_end is None and stage == "fit":
+        if self.check_on_train_epoch_end is None and stage == "fit" and self._scheduler is not None:
             self._moment_is_open = trainer.enable_validation
             self.check_on_train_epoch_end = not trainer.enable_validation
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check, unless the monitored quantity turns out to be logged at the end of the training epoch only."""
+        """Check, unless the monitored quantity turns out to be logged by training only."""
         if self._moment_is_open and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._moment_is_open = False
-            self.check_on_train_epoch_end = self.monitor not in trainer.callback_metrics
+            self.check_on_train_epoch_end = self.monitor not in validation_metrics(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
         """Turn "out of patience" into the end of the phase while other phases are to come."""
+        if self._scheduler is None:
+            return super().judge(current)
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         stop, message = super().judge(current)
-        if not stop or self.stopping_reason is not EarlyStoppingReason.PATIENCE_EXHAUSTED or self._scheduler is None:
+        if not stop or self.stopping_reason is not EarlyStoppingReason.PATIENCE_EXHAUSTED:
             return stop, message
         if self._patience_counts and self._scheduler.depth_remaining == 0:
             return stop, message
@@ -92,6 +109,6 @@ class FTSEarlyStopping(InspectableEarlyStopping):
         return {**super().state_dict(), "phase_exhausted": self.phase_exhausted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned."""
+        """Load what :meth:`state_dict` returned, or the state of an ``EarlyStopping``."""
         super().load_state_dict(state_dict)
-        self.phase_exhausted = state_dict["phase_exhausted"]
+        self.phase_exhausted = state_dict.get("phase_exhausted", False)

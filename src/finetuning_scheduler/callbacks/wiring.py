@@ -1,96 +1,138 @@
-"""Put the multi-phase callbacks in place of those that the user, or the trainer, has configured."""
+"""Put multi-phase callbacks in the place of what user, module or trainer have configured, for one fit."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import torch
-
-from .._lightning import Callback, EarlyStopping, ModelCheckpoint, Trainer, callbacks_of
-from ..errors import Problem
+from .._lightning import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    Trainer,
+    callbacks_of,
+    is_default_checkpoint,
+)
 from .checkpoint import FTSCheckpoint
 from .early_stopping import FTSEarlyStopping
+from .phase_holder import PhaseHolder
 
 DEFAULT_MONITOR = "val_loss"
 C = TypeVar("C", FTSEarlyStopping, FTSCheckpoint)
 
 
-def install(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> list[Problem]:
-    """Make the trainer hold one ``FTSEarlyStopping`` and one ``FTSCheckpoint``, in place, the user's own untouched.
+@dataclass
+class Wiring:
+    """The callbacks that drive the phases of one fit.
+
+    Attributes:
+        early_stopping: Ends phases; ``None`` if nothing does but limits.
+        checkpoint: Knows the best checkpoint; ``None`` if there is none.
+        lines: What the user should know about who drives.
+    """
+
+    early_stopping: FTSEarlyStopping | None = None
+    checkpoint: FTSCheckpoint | None = None
+    lines: list[str] = field(default_factory=list)
+    _replaced: list[tuple[Callback, Callback]] = field(default_factory=list)
+
+    def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, forget: bool) -> None:
+        """Attach the scheduler to the callbacks that drive its phases.
+
+        Args:
+            scheduler: The scheduler.
+            trainer: The trainer.
+            ends_phases: Whether running out of patience ends a phase.
+            forget: Whether the fit is no continuation, so that what they know of an earlier one is forgotten.
+        """
+        if self.early_stopping is not None:
+            self.early_stopping.begin(scheduler, ends_phases=ends_phases)
+        if self.checkpoint is not None:
+            self.checkpoint.begin(scheduler, trainer)
+        for driver in (self.early_stopping, self.checkpoint):
+            if driver is not None and forget:
+                driver.forget()
+
+    def undo(self, trainer: Trainer) -> None:
+        """Put the user's own objects back, which have seen all that their multi-phase forms have."""
+        callbacks = callbacks_of(trainer)
+        for own, form in self._replaced:
+            for index, callback in enumerate(callbacks):
+                if callback is form:
+                    callbacks[index] = own
+        self._replaced.clear()
+        for driver in (self.early_stopping, self.checkpoint):
+            if driver is not None:
+                driver.let_go()
+
+    def _take(self, own: Callback, form: Callback, callbacks: list[Callback]) -> None:
+        callbacks[callbacks.index(own)] = form
+        self._replaced.append((own, form))
+
+
+def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
+    """Make the trainer hold the callbacks that drive the phases, in place.
+
+    Of several of a kind, one drives: a multi-phase form, else the first that monitors something. An object of another
+    class is replaced by a multi-phase form that shares its state; the others stay as they are.
 
     Args:
-        trainer: The trainer whose callbacks are looked at; calling this twice changes nothing more.
+        trainer: The trainer whose callbacks are looked at.
         early_stopping: Whether to add an ``FTSEarlyStopping`` if there is no early stopping.
-        checkpoint: Whether to add an ``FTSCheckpoint`` if there is no checkpoint.
-
-    Returns:
-        What is wrong with the user's configuration.
+        checkpoint: Whether to add an ``FTSCheckpoint`` if no checkpoint monitors anything.
     """
     callbacks = callbacks_of(trainer)
-    _drop_default_checkpoint(callbacks)
-    problems = [
-        *_substitute(callbacks, EarlyStopping, FTSEarlyStopping),
-        *_substitute(callbacks, ModelCheckpoint, FTSCheckpoint),
-    ]
-    if early_stopping and not _all(callbacks, EarlyStopping):
+    wiring = Wiring()
+    for callback in callbacks:
+        if is_default_checkpoint(callback, trainer):  # it saves each epoch and knows no best
+            vars(callback)["monitor"] = DEFAULT_MONITOR
+    stoppings = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+    if (stopping := _driver(stoppings, FTSEarlyStopping)) is not None:
+        wiring.early_stopping = _multi_phase(stopping, FTSEarlyStopping)
+        wiring._take(stopping, wiring.early_stopping, callbacks)
+    elif early_stopping:
+        wiring.early_stopping = FTSEarlyStopping(monitor=DEFAULT_MONITOR)
         first_checkpoint = next((i for i, c in enumerate(callbacks) if isinstance(c, ModelCheckpoint)), len(callbacks))
-        callbacks.insert(first_checkpoint, FTSEarlyStopping(monitor=DEFAULT_MONITOR))
-    if checkpoint and not _all(callbacks, ModelCheckpoint):
-        callbacks.append(FTSCheckpoint(monitor=DEFAULT_MONITOR))
-    return problems
+        callbacks.insert(first_checkpoint, wiring.early_stopping)
+    savings = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    if (saving := _driver(savings, FTSCheckpoint)) is not None:
+        wiring.checkpoint = _multi_phase(saving, FTSCheckpoint)
+        wiring._take(saving, wiring.checkpoint, callbacks)
+    elif checkpoint:
+        wiring.checkpoint = FTSCheckpoint(monitor=DEFAULT_MONITOR)
+        callbacks.append(wiring.checkpoint)
+    wiring.lines += _lines(wiring.early_stopping, stoppings, "the others stop the session")
+    wiring.lines += _lines(wiring.checkpoint, savings, "the others only save")
+    return wiring
 
 
-def find(trainer: Trainer, kind: type[C]) -> C | None:
-    """Return the trainer's callback of that kind."""
-    return next((callback for callback in callbacks_of(trainer) if isinstance(callback, kind)), None)
+def _driver(candidates: Sequence[Callback], multi_phase: type[C]) -> Callback | None:
+    """Choose the callback that drives the phases."""
+    explicit: list[Callback] = [callback for callback in candidates if isinstance(callback, multi_phase)]
+    monitoring: list[Callback] = [callback for callback in candidates if getattr(callback, "monitor", None) is not None]
+    best: list[Callback] = [callback for callback in explicit if callback in monitoring]
+    chosen: list[Callback] = [*best, *explicit, *monitoring]
+    return chosen[0] if chosen else None
 
 
-def _all(callbacks: list[Callback], kind: type[Callback]) -> list[Callback]:
-    return [callback for callback in callbacks if isinstance(callback, kind)]
-
-
-def _drop_default_checkpoint(callbacks: list[Callback]) -> None:
-    """Remove the checkpoint callback that a trainer adds by itself: it monitors nothing, so it knows no best."""
-    pristine = _comparable(ModelCheckpoint())
-    for index, callback in enumerate(callbacks):
-        if type(callback) is ModelCheckpoint and _comparable(callback) == pristine:
-            callbacks[index] = FTSCheckpoint(monitor=DEFAULT_MONITOR)
-            return
-
-
-def _comparable(callback: Callback) -> dict[str, str]:
-    return {name: repr(value) for name, value in vars(callback).items() if name not in ("log", "log_dict", "_fs")}
-
-
-def _substitute(callbacks: list[Callback], base: type[Callback], multi_phase: type[C]) -> list[Problem]:
-    present = [(index, callback) for index, callback in enumerate(callbacks) if isinstance(callback, base)]
-    if len(present) > 1:
-        kinds = ", ".join(type(callback).__name__ for _, callback in present)
-        message = f"expected at most one {base.__name__} callback, got {len(present)} ({kinds})"
-        return [Problem(message, fix=f"Keep one {base.__name__} or {multi_phase.__name__}.")]
-    for index, callback in present:
-        if type(callback) is base:
-            callbacks[index] = _multi_phase_form(callback, multi_phase(monitor=DEFAULT_MONITOR))
-        elif not isinstance(callback, multi_phase):
-            message = f"expected {base.__name__} or {multi_phase.__name__}, got its subclass {type(callback).__name__}"
-            fix = f"Derive {type(callback).__name__} from finetuning_scheduler.{multi_phase.__name__}."
-            return [Problem(message, fix=fix)]
-    return []
-
-
-def _multi_phase_form(callback: Callback, form: C) -> C:
-    """Give ``form`` the same behaviour as a user's callback in every argument.
-
-    The instance's attributes are taken over instead of its arguments: the base classes store some of these under
-    another name or sign, and attributes stay right when a release of Lightning adds an argument.
-    """
-    form.__dict__.update({name: _own(value) for name, value in vars(callback).items()})
+def _multi_phase(callback: Callback, multi_phase: type[C]) -> C:
+    """Return an object of a multi-phase class that shares the callback's state, and keeps what its class does."""
+    if isinstance(callback, multi_phase):
+        return callback
+    kind = type(callback)
+    base = multi_phase.__mro__[2]  # Lightning's class, below the one that makes its verdicts visible
+    form_class = multi_phase if kind is base else type(f"FTS{kind.__name__}", (multi_phase, kind), {})
+    form: C = object.__new__(form_class)
+    # All arguments are taken over, in whatever form the base class keeps them; and the user's object goes on
+    # answering, since both are the same state.
+    form.__dict__ = callback.__dict__
+    form._stands_for = kind.__qualname__
     return form
 
 
-def _own(value: Any) -> Any:
-    """Copy what training changes in place, so that the user's callback stays as it was."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    return copy.copy(value) if isinstance(value, (dict, list, set)) else value
+def _lines(driver: Callback | None, candidates: Sequence[Callback], others: str) -> list[str]:
+    if driver is None or len(candidates) < 2:
+        return []
+    name, monitor = type(driver).__name__, getattr(driver, "monitor", None)
+    return [f"Of {len(candidates)} callbacks, {name} that monitors {monitor!r} drives the phases; {others}."]
