@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs venv
+.PHONY: demo test check docs package venv
 
 demo: $(INSTALLED)  ## pre-train and fine-tune a small network three ways (about a minute)
 	$(BIN)/python -m fts_examples.digits
@@ -20,6 +20,17 @@ check: $(INSTALLED)  ## lint, format, types, import directions
 
 docs: $(INSTALLED)  ## the documentation, as docs/_build/index.html
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
+
+package:  ## sdist and wheel in dist/, the wheel tried in a fresh environment
+	rm -rf dist build/tools build/trial
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/tools/bin/pyproject-build
+	$(PYTHON) -m venv build/trial
+	build/trial/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	build/trial/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd build && trial/bin/python -W error -c "import finetuning_scheduler as package; print(package.__version__, package.PhaseRunner)"
+	cd build && trial/bin/python -c "from finetuning_scheduler import FinetuningScheduler; print(FinetuningScheduler())"
 
 venv: $(INSTALLED)
 

@@ -19,9 +19,8 @@ PAIRS = [{"premise": "a fine film", "hypothesis": f"a {word} story", "label": wo
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT with as many layers as MiniLM, and a tokenizer of a few words."""
     folder = tmp_path_factory.mktemp("model")
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    BertTokenizerFast(vocab=str(vocabulary)).save_pretrained(folder)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    BertTokenizerFast(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(folder)
     config = BertConfig(
         vocab_size=5 + len(WORDS),
         hidden_size=8,
