@@ -10,6 +10,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytest.register_assert_rewrite("toy_programs")
+
 LOGGER = "finetuning_scheduler"
 
 
