@@ -24,9 +24,12 @@ from ._lightning import (
     LightningModule,
     MisconfigurationException,
     Trainer,
+    around_setup,
     install_lr_scheduler,
     install_optimizer,
+    is_search_checkpoint,
     loading_with,
+    remember,
     step_plateau_schedulers,
 )
 from ._source import read_source, save
@@ -34,10 +37,13 @@ from ._trainer import TrainerRanks, adapted, as_misconfiguration, visible_messag
 from .callbacks.best import restore_best
 from .callbacks.wiring import Wiring
 from .core.optim.schedulers import is_supported
-from .core.prepare import prepare
+from .core.prepare import Prepared, prepare
 from .core.schedule.generate import generate
+from .core.schedule.resolve import Resolution
 from .core.session import Session
+from .core.thaw import set_trainable
 from .core.transitions import Decision, Listener, Moment, Reason, Transition
+from .core.view import ModelView
 from .errors import CheckpointError, Problem
 from .strategy_adapters import saved_progress
 
@@ -85,8 +91,17 @@ class Fit(Listener):
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
+        self.resumed_from: object = None
+        self._found = Resolution()
+        self._view = ModelView.of(module)
+        self._came_with: dict[str, bool] = {}
+        self._searched = False
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
+        self._hooked.enter_context(
+            around_setup(trainer, module, before_optimizers=self.before_optimizers, after=self.begin)
+        )
+        remember(trainer, self)
         self._carried_on = False
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
@@ -125,7 +140,7 @@ class Fit(Listener):
         """Let the user's new value of an argument answer; it counts in the next fit."""
         self._resolved.pop(name, None)
 
-    def resolve_log_dir(self) -> str:
+    def _resolve_log_dir(self) -> str:
         """Settle where artifacts go; to be called by every rank, since the trainer lets rank zero decide."""
         given = self.given["log_dir"] or self.trainer.log_dir or self.trainer.default_root_dir
         self._resolved["log_dir"] = given
@@ -135,62 +150,107 @@ class Fit(Listener):
         """Let go of what is hooked into."""
         self._hooked.close()
 
-    def end(self) -> None:
-        """Leave no module in eval mode that was in train mode before, and no handler of messages."""
+    def end(self, *, failed: bool = False) -> None:
+        """Leave the model as it came, but for what has been thawed, and no handler of messages.
+
+        Args:
+            failed: Whether an exception has ended the fit. A strategy that shards may then yet save what is there.
+        """
         self.release()
         self._messages.close()
         if self._session is not None:
             self._session.modes.release()
+        if not (failed and self.trainer.strategy.restore_checkpoint_after_setup):
+            self._give_back()
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Keep a checkpoint's progress for the session that is about to begin.
+
+        A search for a learning rate or a batch size goes back to where it began: it is no resume.
+        """
+        if is_search_checkpoint(self.trainer.ckpt_path):
+            self._searched = True
+        else:
+            self.loaded = state
 
     # --- the way into a session --------------------------------------------------------------------------------------
 
+    def before_optimizers(self) -> None:
+        """Read the schedule, and let the user's ``configure_optimizers`` meet the model in the state of phase 0."""
+        if self.owner.gen_ft_sched_only:
+            self._generate_and_exit()
+        view, directory = self.adapter.view(self.module), self._resolve_log_dir()
+        source, owner = self.given["ft_schedule"], self.owner
+        with as_misconfiguration():
+            self._found = self.ranks.from_zero(lambda: read_source(source, owner, view, directory))
+        self._view = view
+        self._came_with = {name: parameter.requires_grad for name, parameter in view.trained.items()}
+        self.resumed_from = self.trainer.ckpt_path
+        # What is wrong with the schedule is told with everything else, when the optimizers are there.
+        for first in self._found.phases[:1]:
+            set_trainable(view.trained.values(), trainable=False)
+            set_trainable((view.trained[name] for name in view.merged(first.params)), trainable=True)
+
     def begin(self) -> None:
         """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""
-        trainer, owner = self.trainer, self.owner
-        view = self.adapter.view(self.module)
-        directory = self.resolve_log_dir()
-        with as_misconfiguration():
-            source = self.given["ft_schedule"]
-            found = self.ranks.from_zero(lambda: read_source(source, owner, view.plain, directory))
-            optimizer = usable_optimizer(trainer)
-            settings = settings_of(owner, self.given["max_depth"], self.module)
-            lr_schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-            prepared = prepare(
-                found,
-                view,
-                optimizer,
-                settings,
-                # One that is refused is not tried out, too.
-                lr_schedulers=[each for each in lr_schedulers if owner.allow_untested or is_supported(each)],
-                problems=configuration_problems(owner, trainer, self.wiring, implicit=source is None),
-                limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
-            )
-            self._session = Session(
-                view,
-                trainer.optimizers[0],
-                prepared,
-                settings,
-                lr_schedulers=lr_schedulers,
-                listeners=[self],
-                report=self.report,
-            )
-            for line in self.wiring.lines:
-                self.report(logging.INFO, line)
-            self._session.announce(prepared)
-            self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
-            self._enter_first_phase()
+        self.release()
+        try:
+            with as_misconfiguration():
+                prepared = self._prepared()
+                self._enter_first_phase()
+        except BaseException:
+            self._give_back()
+            raise
+        source = self.given["ft_schedule"]
         file = source if isinstance(source, (str, PathLike)) else None
-        path = save(self.ranks, lambda: self.session.schedule, view.plain, directory, file)
+        path = save(self.ranks, lambda: self.session.schedule, self._view.plain, self._resolve_log_dir(), file)
         self.report(logging.INFO, f"The schedule in force is saved as {path}.")
-        for message in [*limit_warnings(trainer, prepared.plan), *untested_warnings(owner, trainer)]:
+        for message in [*limit_warnings(self.trainer, prepared.plan), *untested_warnings(self.owner, self.trainer)]:
             self.report(logging.WARNING, message)
 
-    def generate_and_exit(self) -> None:
+    def _prepared(self) -> Prepared:
+        """Find everything that is wrong; make the session."""
+        trainer, owner, view = self.trainer, self.owner, self._view
+        settings = settings_of(owner, self.given["max_depth"], self.module)
+        lr_schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        implicit_mode = self.given["ft_schedule"] is None
+        prepared = prepare(
+            self._found,
+            view,
+            usable_optimizer(trainer),
+            settings,
+            # One that is refused is not tried out, too.
+            lr_schedulers=[each for each in lr_schedulers if owner.allow_untested or is_supported(each)],
+            problems=configuration_problems(owner, trainer, self.wiring, implicit=implicit_mode),
+            limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
+        )
+        self._session = Session(
+            view,
+            trainer.optimizers[0],
+            prepared,
+            settings,
+            lr_schedulers=lr_schedulers,
+            listeners=[self],
+            report=self.report,
+        )
+        for line in self.wiring.lines:
+            self.report(logging.INFO, line)
+        self._session.announce(prepared)
+        self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
+        return prepared
+
+    def _give_back(self) -> None:
+        """Give the parameters that no phase has thawed the ``requires_grad`` with which they came."""
+        thawed = set() if self._session is None else set(self._session.trained_names)
+        for name, trainable in self._came_with.items():
+            if name not in thawed:
+                self._view.trained[name].requires_grad_(trainable)
+
+    def _generate_and_exit(self) -> None:
         """Write the default schedule, then leave the program."""
-        plain = self.adapter.view(self.module).plain
-        directory = self.resolve_log_dir()
+        view, directory = self.adapter.view(self.module), self._resolve_log_dir()
         with as_misconfiguration():
-            path = save(self.ranks, lambda: generate(plain), plain, directory)
+            path = save(self.ranks, lambda: generate(view.plain, frozen=view.frozen), view.plain, directory)
         self.report(logging.INFO, f"The default schedule was written to {path}.")
         self.trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
         raise SystemExit(0)
@@ -202,7 +262,7 @@ class Fit(Listener):
             self.session.begin(moment)
             self._hooked.enter_context(loading_with(self.trainer.strategy, self._resume_late))
         elif self.loaded is None:
-            self._refuse_foreign_checkpoint()
+            self._refuse_foreign_checkpoint(self.resumed_from)
             self.session.begin(moment)
             self._carried_on = True
         else:
@@ -214,14 +274,15 @@ class Fit(Listener):
         with as_misconfiguration():
             path = self.adapter.from_rank_zero(path)
             self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
-            self._refuse_foreign_checkpoint()
+            self.resumed_from = path
+            self._refuse_foreign_checkpoint(path)
             self.session.resume(session_state(self.loaded or {}))
             self._carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
 
-    def _refuse_foreign_checkpoint(self) -> None:
-        if self.loaded is None and self.trainer.ckpt_path is not None:
-            message = f"expected a checkpoint written with FinetuningScheduler, got {self.trainer.ckpt_path}"
+    def _refuse_foreign_checkpoint(self, path: object) -> None:
+        if self.loaded is None and path is not None:
+            message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
             fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
             raise CheckpointError(Problem(message, fix=fix))
 
@@ -233,16 +294,16 @@ class Fit(Listener):
             with as_misconfiguration():
                 if self.loaded is not None:
                     self.session.resume(session_state(self.loaded))
-                self._refuse_foreign_checkpoint()
+                self._refuse_foreign_checkpoint(self.resumed_from)
         self.session.modes.apply()
         trainer = self.trainer
         if self.loaded is not None:
             metrics = self.loaded.get("metrics", {})
-            trainer.callback_metrics.update({name: _metric(value) for name, value in metrics.items()})
+            trainer.callback_metrics.update({name: read_metric(value) for name, value in metrics.items()})
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
         early_stopping = self.wiring.early_stopping
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
-        stopped = early_stopping is not None and early_stopping.has_stopped_session and trainer.ckpt_path is not None
+        stopped = early_stopping is not None and early_stopping.has_stopped_session and self.resumed_from is not None
         if over or stopped:
             message = "The session had ended when its checkpoint was written: nothing is left to train."
             self.report(logging.INFO, message)
@@ -259,6 +320,9 @@ class Fit(Listener):
         """Tell whether a phase may end here: at the first batch of a gradient accumulation, inside an epoch."""
         if self._modes_are_stale:
             self.apply_modes()
+        if self._searched:
+            self._searched = False
+            self.session.follow_first_lr()
         limits = self.session.plan.phases[self.session.phase].limits
         watched = limits.max_transition_step >= 0 or self.owner.intra_epoch_transitions
         if not watched or batch_idx % self.trainer.accumulate_grad_batches:
@@ -341,7 +405,12 @@ class Fit(Listener):
         if (checkpoint := self.wiring.checkpoint) is not None:
             state["best_phase"] = checkpoint.best_ckpt_depth
         metrics = self.trainer.callback_metrics
-        return {**state, "metrics": {name: _plain_metric(value) for name, value in metrics.items()}}
+        early_stopping = self.wiring.early_stopping
+        return {
+            **state,
+            "phase_exhausted": early_stopping is not None and early_stopping.phase_exhausted,
+            "metrics": {name: _plain_metric(value) for name, value in metrics.items()},
+        }
 
     def after_thaw(self) -> None:
         """Let strategy and trainer follow; replicas are compared after the next step."""
@@ -386,7 +455,7 @@ class Fit(Listener):
 
 def session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Take the session's own state out of the callback's."""
-    return {key: value for key, value in loaded.items() if key != "metrics"}
+    return {key: value for key, value in loaded.items() if key not in ("metrics", "phase_exhausted")}
 
 
 def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
@@ -394,5 +463,5 @@ def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
     return {"value": metric.item(), "dtype": str(metric.dtype).removeprefix("torch.")}
 
 
-def _metric(plain: Mapping[str, Any]) -> torch.Tensor:
+def read_metric(plain: Mapping[str, Any]) -> torch.Tensor:
     return torch.tensor(plain["value"], dtype=getattr(torch, plain["dtype"]))

@@ -77,16 +77,23 @@ __all__ = [
     "Trainer",
     "TrainerFn",
     "after_configure_model",
+    "around_setup",
     "callbacks_of",
     "default_checkpoint_directory",
     "forget_checkpoints",
+    "forget_scores",
     "install_lr_scheduler",
     "install_optimizer",
     "is_default_checkpoint",
+    "is_search_checkpoint",
     "load_model_and_precision",
     "loading_with",
+    "note_chosen_directory",
+    "note_directory",
     "pl",
     "rebuild_ddp",
+    "remember",
+    "remembered",
     "saves_sharded_checkpoints",
     "step_plateau_schedulers",
     "strategy_flags",
@@ -166,6 +173,7 @@ _CHECKPOINT_STATE = (
     "kth_value",
     "last_model_path",
 )
+_DIRECTORIES = "_given_and_chosen_directory"  # the attribute in which a checkpoint callback is told
 _CHECKPOINT_CONFIGURATION = (
     "CHECKPOINT_NAME_LAST",
     "FILE_EXTENSION",
@@ -186,9 +194,30 @@ _CHECKPOINT_CONFIGURATION = (
 
 
 def forget_checkpoints(callback: ModelCheckpoint) -> None:
-    """Let a checkpoint callback start anew: a directory that it has not been given is chosen anew, too."""
+    """Let a checkpoint callback start anew; it chooses a directory anew, too, unless it has been given one."""
     fresh = vars(ModelCheckpoint(monitor=callback.monitor, mode=callback.mode))
     vars(callback).update({name: fresh[name] for name in _CHECKPOINT_STATE if name in fresh})
+    callback.dirpath = vars(callback).get(_DIRECTORIES, (callback.dirpath, None))[0]
+
+
+def note_directory(callback: ModelCheckpoint, trainer: Trainer) -> None:
+    """Note which directory a checkpoint callback has been given; to be asked by every rank, before its ``setup``."""
+    if vars(callback).get(_DIRECTORIES, (None, ""))[1] != callback.dirpath:
+        chosen = callback.dirpath is None or str(callback.dirpath) == default_checkpoint_directory(trainer)
+        vars(callback)[_DIRECTORIES] = (None if chosen else callback.dirpath, callback.dirpath)
+
+
+def note_chosen_directory(callback: ModelCheckpoint) -> None:
+    """Note which directory a trainer has chosen for a checkpoint callback."""
+    given, _ = vars(callback).get(_DIRECTORIES, (callback.dirpath, None))
+    vars(callback)[_DIRECTORIES] = (given, callback.dirpath)
+
+
+def forget_scores(callback: EarlyStopping) -> None:
+    """Let an early stopping callback start anew."""
+    callback.best_score = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)
+    callback.stopping_reason, callback.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+    callback.wait_count = callback.stopped_epoch = 0
 
 
 def default_checkpoint_directory(trainer: Trainer) -> str:
@@ -250,15 +279,60 @@ def after_configure_model(module: LightningModule, action: Callable[[], None]) -
 
 
 @contextmanager
+def around_setup(
+    trainer: Trainer, module: LightningModule, *, before_optimizers: Callable[[], None], after: Callable[[], None]
+) -> Iterator[None]:
+    """Call functions while the strategy sets up the module, when there is no hook yet.
+
+    ``before_optimizers`` is called before the module's ``configure_optimizers``, when the module has been wrapped and
+    moved, and ``after`` when the optimizers exist: before any callback's ``on_fit_start``, in which some already train.
+    """
+    configure, set_up = module.configure_optimizers, trainer.strategy.setup
+
+    def configure_optimizers() -> Any:
+        before_optimizers()
+        return configure()
+
+    def setup(trainer: Trainer) -> None:
+        with _replaced(module, "configure_optimizers", configure_optimizers):
+            set_up(trainer)
+        after()
+
+    with _replaced(trainer.strategy, "setup", setup):
+        yield
+
+
+_SEARCHES = (".lr_find_", ".scale_batch_size_")  # what Lightning's finders call their temporary checkpoints
+
+
+def is_search_checkpoint(path: object) -> bool:
+    """Whether a checkpoint is one that a search for a learning rate or a batch size goes back to."""
+    return path is not None and str(path).rpartition("/")[2].startswith(_SEARCHES)
+
+
+def remember(trainer: Trainer, fit: object) -> None:
+    """Keep the last fit of a trainer with it, whichever callback object has carried it out."""
+    vars(trainer)["_finetuning_fit"] = fit
+
+
+def remembered(trainer: Trainer) -> Any:
+    """Return the last fit of a trainer, if there is one."""
+    return vars(trainer).get("_finetuning_fit")
+
+
+@contextmanager
 def loading_with(strategy: Strategy, load: Callable[[str, bool | None], dict[str, Any]]) -> Iterator[None]:
     """Let ``load`` read the next checkpoint that the strategy is asked for; those after it are read as usual.
 
     Strategies that load checkpoints after ``on_fit_start`` load the optimizer's state too, and nothing tells earlier
     which checkpoint a run is resumed from.
     """
+    usual = strategy.load_checkpoint
     with ExitStack() as replacement:
 
         def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+            if is_search_checkpoint(checkpoint_path):
+                return usual(checkpoint_path, weights_only)
             replacement.close()
             return load(str(checkpoint_path), weights_only)
 

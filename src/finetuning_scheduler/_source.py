@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from os import PathLike
 from typing import Any, Protocol
 
 from torch import nn
 
 from ._lightning import MisconfigurationException
-from .core.prepare import read, read_generated
+from .core.prepare import read_for
 from .core.ranks import Ranks
 from .core.schedule.files import save_renumbered, save_schedule
 from .core.schedule.generate import implicit
 from .core.schedule.resolve import Resolution
 from .core.schedule.schedule import Schedule, ScheduleSource
+from .core.view import ModelView
 from .errors import Problem
 
 
@@ -26,22 +27,23 @@ class Reinitialisation(Protocol):
 
 
 def read_source(
-    source: ScheduleSource | None, reinitialisation: Reinitialisation, model: nn.Module, directory: str
+    source: ScheduleSource | None, reinitialisation: Reinitialisation, view: ModelView, directory: str
 ) -> Resolution:
     """Read a schedule; a copy without gaps is written of one whose numbers have gaps.
 
     Args:
         source: What the user gave; ``None`` generates a schedule.
         reinitialisation: What a generated one installs.
-        model: The model.
+        view: The model.
         directory: Where the copy goes.
     """
-    if source is not None:
-        found = read(source, model)
-    else:
+
+    def generated(model: nn.Module, *, frozen: Collection[str]) -> ScheduleSource:
         optimizer, lr_scheduler = reinitialisation.reinit_optim_cfg, reinitialisation.reinit_lr_cfg
-        found = read_generated(model, lambda module: implicit(module, optimizer, lr_scheduler))
-    return found.with_notes(lambda phases: _renumbered_note(phases, model, directory))
+        return implicit(model, optimizer, lr_scheduler, frozen=frozen)
+
+    found = read_for(view, source, generated)
+    return found.with_notes(lambda phases: _renumbered_note(phases, view.plain, directory))
 
 
 def save(

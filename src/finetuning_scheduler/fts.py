@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from ._fit import Fit
-from ._lightning import AttachableCallback, LightningModule, MisconfigurationException, Trainer, TrainerFn
+from ._lightning import AttachableCallback, LightningModule, MisconfigurationException, Trainer, TrainerFn, remembered
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.wiring import Wiring, wire
 from .core.schedule.schedule import Schedule
@@ -179,33 +179,25 @@ class FinetuningScheduler(AttachableCallback):
         if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
             return
         self._wiring = wire(trainer, early_stopping=not self.epoch_transitions_only, checkpoint=self.restore_best)
-        continues = self.trainer is trainer and self.pl_module is trainer.lightning_module
+        continues = self._earlier_fit(trainer, trainer.lightning_module) is not None
         self._wiring.begin(self, trainer, ends_phases=not self.epoch_transitions_only, forget=not continues)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start a fit from the beginning, unless the same trainer goes on with the same module."""
+        """Start a fit from the beginning, unless the same trainer goes on with the same module.
+
+        When the strategy sets up the module, the schedule is read before ``configure_optimizers`` is called, and the
+        first phase entered after it: the optimizers exist by then, and the optimizer state of a checkpoint has not been
+        loaded yet, so that it finds the parameter groups it belongs to.
+        """
         if stage != "fit":
             # What an adapter shards has to be sharded to be validated or tested, too.
             if trainer.strategy.restore_checkpoint_after_setup:
                 adapted(self, trainer, pl_module, self._adapted)
             return
-        continued = None
-        if self.trainer is trainer and self.pl_module is pl_module:
-            continued = self.state_dict() or None
+        earlier = self._earlier_fit(trainer, pl_module)
+        continued = None if earlier is None else earlier.state_dict() or None
         log.setLevel(self.logging_level)
         self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check everything, freeze, thaw; a resumed run enters its checkpoint's phase.
-
-        The optimizers exist by now and the optimizer state of a checkpoint has not been loaded yet, so that it finds
-        the parameter groups it belongs to.
-        """
-        fit = self._running()
-        fit.release()
-        if self.gen_ft_sched_only:
-            fit.generate_and_exit()
-        fit.begin()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
@@ -245,7 +237,7 @@ class FinetuningScheduler(AttachableCallback):
         """Leave modules, logger and Lightning as after a fit that ends by itself."""
         self._adapted.close()
         if self._fit is not None:
-            self._fit.end()
+            self._fit.end(failed=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no module in eval mode that was in train mode before, and nothing hooked into."""
@@ -260,13 +252,21 @@ class FinetuningScheduler(AttachableCallback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
-        if self._fit is not None:
-            self._fit.loaded = None
+        if self._fit is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._fit.load(None)
+            self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's progress for the fit that is about to start."""
         if self._fit is not None and self._fit.trainer.state.fn == TrainerFn.FITTING:
-            self._fit.loaded = state_dict
+            self._fit.load(state_dict)
+
+    def _earlier_fit(self, trainer: Trainer, module: LightningModule | None) -> Fit | None:
+        """Return the fit that this one continues, which another callback object may have carried out."""
+        earlier: Fit | None = remembered(trainer)
+        if earlier is None or earlier.module is not module:
+            return None
+        return earlier if earlier.given["ft_schedule"] == self._given["ft_schedule"] else None
 
     def _running(self) -> Fit:
         if self._fit is None:

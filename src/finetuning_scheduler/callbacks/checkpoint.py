@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .._lightning import NotifyingModelCheckpoint, Trainer, default_checkpoint_directory, forget_checkpoints
+from .._lightning import NotifyingModelCheckpoint, Trainer, forget_checkpoints
 from .phase_holder import PhaseHolder
 
 log = logging.getLogger("finetuning_scheduler")
@@ -27,30 +27,22 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     _trainer: Trainer | None = None
     _stands_for: str | None = None
     _written: set[str] = set()  # noqa: RUF012 - replaced, never changed, while no scheduler is attached
-    # The directory that the user has given, if any, and the one that a trainer has made of it.
-    _directories: tuple[Any, Any] | None = None
 
     def begin(self, scheduler: PhaseHolder, trainer: Trainer) -> None:
         """Attach the scheduler whose phases are recorded, and the trainer, whose metrics are saved."""
         self._scheduler = scheduler
         self._trainer = trainer
         self._written = set()
-        if self._directories is None or self._directories[1] != self.dirpath:
-            chosen_by_trainer = str(self.dirpath) == default_checkpoint_directory(trainer)
-            self._directories = (None if chosen_by_trainer else self.dirpath, self.dirpath)
 
     def let_go(self) -> None:
         """Act as ``ModelCheckpoint`` again."""
         self._scheduler = self._trainer = None
         self._written = set()
-        if self._directories is not None:
-            self._directories = (self._directories[0], self.dirpath)
 
     def forget(self) -> None:
-        """Forget the checkpoints of an earlier fit, and the directory that it has chosen."""
+        """Forget the checkpoints of an earlier fit."""
         forget_checkpoints(self)
         self.current_ckpt_depth = self.best_ckpt_depth = 0
-        self.dirpath = None if self._directories is None else self._directories[0]
 
     @property
     def state_key(self) -> str:

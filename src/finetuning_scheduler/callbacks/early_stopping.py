@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from .._lightning import EarlyStoppingReason, InspectableEarlyStopping, LightningModule, Trainer, validation_metrics
+from .._lightning import (
+    EarlyStoppingReason,
+    InspectableEarlyStopping,
+    LightningModule,
+    Trainer,
+    forget_scores,
+    validation_metrics,
+)
 from .phase_holder import PhaseHolder
 
 
@@ -50,10 +55,8 @@ class FTSEarlyStopping(InspectableEarlyStopping):
 
     def forget(self) -> None:
         """Forget the scores of an earlier fit."""
-        self.best_score = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
-        self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
-        self.stopped_epoch = 0
-        self.enter_phase()
+        forget_scores(self)
+        self.phase_exhausted = False
 
     def enter_phase(self) -> None:
         """Restart the wait count for a phase that begins."""
@@ -103,12 +106,3 @@ class FTSEarlyStopping(InspectableEarlyStopping):
             f"Monitored metric {self.monitor} did not improve in the last {self.wait_count} records."
             f" Best score: {self.best_score:.3f}. Phase {self._scheduler.curr_depth} ends."
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return ``EarlyStopping``'s state and whether the phase has run out of patience."""
-        return {**super().state_dict(), "phase_exhausted": self.phase_exhausted}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned, or the state of an ``EarlyStopping``."""
-        super().load_state_dict(state_dict)
-        self.phase_exhausted = state_dict.get("phase_exhausted", False)

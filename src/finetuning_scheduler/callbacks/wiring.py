@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from .._lightning import (
     Callback,
@@ -12,7 +14,11 @@ from .._lightning import (
     ModelCheckpoint,
     Trainer,
     callbacks_of,
+    forget_checkpoints,
+    forget_scores,
     is_default_checkpoint,
+    note_chosen_directory,
+    note_directory,
 )
 from .checkpoint import FTSCheckpoint
 from .early_stopping import FTSEarlyStopping
@@ -50,13 +56,49 @@ class Wiring:
             self.early_stopping.begin(scheduler, ends_phases=ends_phases)
         if self.checkpoint is not None:
             self.checkpoint.begin(scheduler, trainer)
-        for driver in (self.early_stopping, self.checkpoint):
-            if driver is not None and forget:
-                driver.forget()
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, ModelCheckpoint):
+                note_directory(callback, trainer)
+        for callback in callbacks_of(trainer) if forget else ():
+            if isinstance(callback, (FTSEarlyStopping, FTSCheckpoint)):
+                callback.forget()
+            elif isinstance(callback, ModelCheckpoint):
+                forget_checkpoints(callback)
+            elif isinstance(callback, EarlyStopping):
+                forget_scores(callback)
+
+    def complete(self, checkpoint: Mapping[str, Any], progress: Mapping[str, Any] | None) -> None:
+        """Find the state of the callbacks that drive in a checkpoint, however it has been written.
+
+        A file may have been written when others drove, or by the user's own objects after a fit; what these do not
+        know, the scheduler's progress does.
+
+        Args:
+            checkpoint: A checkpoint that is being loaded; it gets what its callbacks are going to look for.
+            progress: The scheduler's state in it.
+        """
+        states = checkpoint.get("callbacks", {})
+        if progress is None:
+            return
+        if self.early_stopping is not None:
+            self.early_stopping.phase_exhausted = progress.get("phase_exhausted", False)
+        if (driver := self.checkpoint) is not None and (state := _state_of(driver, states)) is not None:
+            metric = progress.get("metrics", {}).get(driver.monitor)
+            states[driver.state_key] = {
+                "current_ckpt_depth": progress["phase"],
+                "best_ckpt_depth": progress["best_phase"],
+                "score": None if metric is None else torch.tensor(metric["value"]),
+                **state,
+            }
+        if (stopping := self.early_stopping) is not None and (state := _state_of(stopping, states)) is not None:
+            states[stopping.state_key] = state
 
     def undo(self, trainer: Trainer) -> None:
         """Put the user's own objects back, which have seen all that their multi-phase forms have."""
         callbacks = callbacks_of(trainer)
+        for callback in callbacks if self.checkpoint is not None else ():
+            if isinstance(callback, ModelCheckpoint):
+                note_chosen_directory(callback)
         for own, form in self._replaced:
             for index, callback in enumerate(callbacks):
                 if callback is form:
@@ -105,6 +147,15 @@ def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     wiring.lines += _lines(wiring.early_stopping, stoppings, "the others stop the session")
     wiring.lines += _lines(wiring.checkpoint, savings, "the others only save")
     return wiring
+
+
+def _state_of(driver: Callback, states: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Find the state of a callback with the same settings, whatever its class was called."""
+    if driver.state_key in states:
+        found: Mapping[str, Any] = states[driver.state_key]
+        return found
+    settings = driver.state_key.partition("{")[2]
+    return next((state for key, state in states.items() if key.partition("{")[2] == settings), None)
 
 
 def _driver(candidates: Sequence[Callback], multi_phase: type[C]) -> Callback | None:

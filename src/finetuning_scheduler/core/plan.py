@@ -102,6 +102,7 @@ class GroupRules:
         held: Names of parameters that already have a group and are given no other.
         meshes: The device mesh that a distributed tensor lives on, by name. Optimizers that update many tensors at
             once cannot mix tensors of different meshes, nor these with plain ones.
+        takes_first_lr: Whether ``default_lr`` is the initial one of phase 0's first group.
     """
 
     default_lr: float
@@ -110,6 +111,7 @@ class GroupRules:
     block_numbers: Mapping[str, int] = field(default_factory=dict)
     held: Collection[str] = frozenset()
     meshes: Mapping[str, Any] = field(default_factory=dict)
+    takes_first_lr: bool = False
 
     def options_of(self, name: str) -> dict[str, Any]:
         """Return the options that a parameter's group gets besides its learning rate."""
@@ -132,7 +134,8 @@ class GroupRules:
         for distance, candidates in sorted(splits.items()):
             scale = max((phase.lr_decay or 1.0) ** distance, phase.lr_decay_min_scale)
             for options, _, members in sorted(candidates, key=lambda candidate: "weight_decay" in candidate[0]):
-                yield PlannedGroup(tuple(members), lr * scale, options)
+                takes_first_lr = phase.lr is None and self.takes_first_lr and scale == 1
+                yield PlannedGroup(tuple(members), lr * scale, options, takes_first_lr)
 
 
 @dataclass(frozen=True)

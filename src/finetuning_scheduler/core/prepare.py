@@ -16,12 +16,14 @@ from .optim.initial import InitialGroups, initial_groups
 from .optim.param_groups import mesh_of
 from .optim.schedulers import growth_failure
 from .plan import GroupRules, Plan, block_numbers
+from .schedule.collapse import collapsed
 from .schedule.draft import draft
 from .schedule.generate import generate
 from .schedule.model import Phase
 from .schedule.names import ParameterIndex
 from .schedule.resolve import Resolution, resolve_names
 from .schedule.schedule import Schedule, ScheduleSource
+from .schedule.wording import listed
 from .settings import Settings
 from .view import ModelView, sparse_parameters
 
@@ -56,7 +58,7 @@ def prepare(
     """Check everything that a schedule's execution depends on; nothing is changed.
 
     Args:
-        source: The schedule, as the user gave it or as :func:`read` has read it; ``None`` generates one.
+        source: The schedule, as the user gave it or as :func:`read_for` has read it; ``None`` generates one.
         view: The model.
         optimizer: The user's optimizer; ``None`` if there is none that can be used, which is among ``problems`` then.
         settings: How the schedule is executed.
@@ -67,10 +69,7 @@ def prepare(
     Raises:
         ScheduleError: With everything that is wrong, of every kind.
     """
-    if source is None:
-        found = read_generated(view.plain)
-    else:
-        found = source if isinstance(source, Resolution) else read(source, view.plain)
+    found = source if isinstance(source, Resolution) else read_for(view, source)
     errors = list(found.errors)
     own = [*problems, *settings.problems()]
     plan = None
@@ -124,6 +123,7 @@ class _Gate:
         layer_wise = any(phase.lr_decay is not None for phase in schedule.phases)
         rules = GroupRules(
             default_lr=base_lr if isinstance(base_lr, (int, float)) else initial.lr,
+            takes_first_lr=settings.base_max_lr is None,
             no_decay=fragments,
             options=initial.options,
             block_numbers=block_numbers(generate(view.plain, "blocks")) if layer_wise else {},
@@ -168,13 +168,34 @@ def read(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolutio
     return replace(named, phases=phases, errors=errors, warnings=(*named.warnings, *checked.warnings))
 
 
-def read_generated(model: nn.Module, make: Callable[[nn.Module], ScheduleSource] = generate) -> Resolution:
-    """Read a schedule that is generated; what keeps it from being generated is among the errors."""
+def read_for(
+    view: ModelView, source: ScheduleSource | None, make: Callable[..., ScheduleSource] = generate
+) -> Resolution:
+    """Read a schedule for a model that has not been touched yet.
+
+    What its author, a quantiser or the user has frozen stays out of a schedule that is generated; one that names it
+    thaws it.
+
+    Args:
+        view: The model.
+        source: The schedule; ``None`` generates one.
+        make: Generates a schedule of a module, without the names in ``frozen``.
+    """
+    frozen = view.frozen
     try:
-        source = make(model)
-    except ScheduleError as error:
+        found = read(make(view.plain, frozen=frozen) if source is None else source, view.plain)
+    except ScheduleError as error:  # there is nothing to generate
         return Resolution(errors=(error,))
-    return read(source, model)
+    names = [name for phase in found.phases for name in phase.params if name in frozen]
+    does = "were frozen before, and the schedule thaws them: {}."
+    if source is None:
+        names = [name for name in view.tensors if name in frozen]
+        does = "were frozen before and are left out of the generated schedule: {}."
+        does += " To include them, thaw them before the fit, or name them in a schedule."
+    if not names:
+        return found
+    notice = f"{len(names):,} parameters {does.format(listed(collapsed(names, view.tensors)))}"
+    return replace(found, notices=(*found.notices, notice))
 
 
 def resolve(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolution:

@@ -79,6 +79,7 @@ class Session:
         self._report = report or logging.getLogger("finetuning_scheduler").log
         self._state: PhaseState | None = None
         self._warmup = Warmup(optimizer)
+        self._first_lr: float | None = None  # of phase 0's first group, if it is no longer the planned one
 
     @property
     def phase(self) -> int:
@@ -93,6 +94,16 @@ class Session:
     def decide(self, moment: Moment) -> Decision:
         """Decide whether the present phase ends; nothing is changed."""
         return decide(self.plan.phases[self.phase].limits, self.progress, moment)
+
+    @property
+    def trained_names(self) -> Sequence[str]:
+        """The parameters that have been thawed so far; none before the first phase has begun."""
+        return () if self._state is None else self._state.trainable
+
+    def follow_first_lr(self) -> None:
+        """Let phases that take the learning rate of phase 0's first group take the one it has now."""
+        if self._settings.base_max_lr is None:
+            self._first_lr = float(self.optimizer.param_groups[0]["lr"])
 
     def begin(self, moment: Moment | None = None) -> None:
         """Freeze the model, thaw phase 0 and make the optimizer hold exactly phase 0's parameters."""
@@ -238,6 +249,8 @@ class Session:
 
     def _add_groups(self, groups: Sequence[PlannedGroup]) -> None:
         apply_lambdas = self._settings.apply_lambdas_new_pgs
+        if self._first_lr is not None:
+            groups = [replace(group, lr=self._first_lr) if group.takes_first_lr else group for group in groups]
         add_groups(self.optimizer, self.lr_schedulers, self.parameters, groups, apply_lambdas=apply_lambdas)
         self.group_names += [list(group.names) for group in groups]
 

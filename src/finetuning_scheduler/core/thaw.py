@@ -10,20 +10,23 @@ from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNor
 
 from .transitions import Listener
 
+FROZEN_BY_SCHEDULE = "_frozen_by_schedule"
 FrozenModulesMode = Literal["train", "eval"]
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
     """Set ``requires_grad`` of exactly these parameters; a frozen one also loses its gradient.
 
-    A stale gradient would otherwise be applied by the first optimizer step after the parameter is thawed again.
+    A stale gradient would otherwise be applied by the first optimizer step after the parameter is thawed again. One
+    that is thawed loses it too, since something else may have frozen it.
     """
     for parameter in parameters:
         if parameter.requires_grad is trainable:
             continue
         parameter.requires_grad_(trainable)
-        if not trainable:
-            parameter.grad = None
+        parameter.grad = None
+        # Whoever meets the model later can tell it from what its author froze.
+        setattr(parameter, FROZEN_BY_SCHEDULE, not trainable)
 
 
 def frozen_modules(model: nn.Module) -> set[nn.Module]:

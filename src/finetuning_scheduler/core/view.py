@@ -12,6 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from .schedule.generate import parameter_size
 from .schedule.schedule import Schedule
+from .thaw import FROZEN_BY_SCHEDULE
 
 # What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
 # dictionaries leave these out of their keys, apart from the last.
@@ -52,6 +53,16 @@ class ModelView:
     def trained(self) -> Mapping[str, nn.Parameter]:
         """Each tensor once, by the first of its names."""
         return {names[0]: self.tensors[names[0]] for names in self.names_of.values()}
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The names of the parameters that somebody else than a schedule has frozen, and that could be trained."""
+        return frozenset(
+            name
+            for name, tensor in self.tensors.items()
+            if not (tensor.requires_grad or getattr(tensor, FROZEN_BY_SCHEDULE, False))
+            and (tensor.is_floating_point() or tensor.is_complex())
+        )
 
     @cached_property
     def names_of(self) -> Mapping[int, tuple[str, ...]]:

@@ -26,12 +26,14 @@ class PlannedGroup:
         names: The parameters' names.
         lr: Its learning rate when it is made.
         options: The options in which it differs from its optimizer's defaults, such as ``weight_decay``.
+        takes_first_lr: Whether ``lr`` is that of phase 0's first group.
         source: In phase 0, the position of the user's group that it goes on with; ``None`` for one that is added.
     """
 
     names: tuple[str, ...]
     lr: float
     options: Options = field(default_factory=dict)
+    takes_first_lr: bool = False
     source: int | None = None
 
 

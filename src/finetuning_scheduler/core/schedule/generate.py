@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby
 from typing import Any, Literal, get_args
 
@@ -24,11 +24,11 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _Kind = tuple[type[nn.Module], tuple[str, ...]]
 
 
-def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
+def generate(model: nn.Module, heuristic: Heuristic = "pairs", *, frozen: Collection[str] = ()) -> Schedule:
     """Make the default schedule of a model; raises `ScheduleError` if it has nothing to thaw.
 
     Both heuristics walk the parameters from the last to the first, tied ones once under their registered name, and
-    leave out those whose dtype has no gradient.
+    leave out those whose dtype has no gradient, and those named in `frozen`.
 
     - `pairs`: two parameters to a phase; an odd one left makes a phase of its own.
     - `blocks`: one phase for each repeated block, last block first; what comes after the blocks (the head), between
@@ -38,8 +38,13 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
       gets the schedule of `pairs`.
     """
     names = [
-        name for name, parameter in model.named_parameters() if parameter.is_floating_point() or parameter.is_complex()
+        name
+        for name, parameter in model.named_parameters()
+        if (parameter.is_floating_point() or parameter.is_complex()) and name not in frozen
     ]
+    if not names and frozen:
+        message = "expected a model with parameters to thaw, got one of which all are frozen"
+        raise ScheduleError(Problem(message, "thaw what is to be trained before, or name it in a schedule"))
     if not names:
         raise ScheduleError(
             Problem(
@@ -55,7 +60,11 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
 
 
 def implicit(
-    model: nn.Module, reinit_optim_cfg: Mapping[str, Any] | None, reinit_lr_cfg: Mapping[str, Any] | None
+    model: nn.Module,
+    reinit_optim_cfg: Mapping[str, Any] | None,
+    reinit_lr_cfg: Mapping[str, Any] | None,
+    *,
+    frozen: Collection[str] = (),
 ) -> dict[int, dict[str, Any]]:
     """Generate a schedule in which every phase after the first installs the given optimizer and LR scheduler.
 
@@ -63,6 +72,7 @@ def implicit(
         model: The model to generate the schedule for.
         reinit_optim_cfg: What ``new_optimizer`` of a phase would be.
         reinit_lr_cfg: What ``new_lr_scheduler`` of a phase would be, without lists that depend on the number of groups.
+        frozen: Names to leave out.
 
     Raises:
         OptimizerError: A list depends on the number of groups, which differs from phase to phase.
@@ -70,7 +80,7 @@ def implicit(
     reinit_optim_cfg, reinit_lr_cfg = plain(reinit_optim_cfg), plain(reinit_lr_cfg)
     if isinstance(reinit_lr_cfg, Mapping) and (problems := _per_group_lists(reinit_lr_cfg)):
         raise OptimizerError(problems)
-    phases = generate(model).to_dict()
+    phases = generate(model, frozen=frozen).to_dict()
     for number, phase in phases.items():
         if number > 0 and reinit_optim_cfg is not None:
             phase["new_optimizer"] = reinit_optim_cfg
