@@ -164,7 +164,7 @@ def test_parameters_in_no_phase_stay_frozen_and_are_reported_once(messages: Mess
     recipe = simple_recipe()
     module = Toy(recipe)
     before = module.network.first.weight.detach().clone()
-    look = Look(lambda _: module.network.first.weight.requires_grad)
+    look = AtBatches(lambda _: module.network.first.weight.requires_grad)
     trainer_in(callbacks=[FinetuningScheduler(ft_schedule=schedule_of(recipe)), look]).fit(module)
     assert set(look.seen) == {False}
     assert module.network.first.weight.requires_grad  # as it came
