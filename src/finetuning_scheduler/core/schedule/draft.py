@@ -16,8 +16,7 @@ from pydantic import BaseModel, ValidationError
 from ...errors import Problem
 from .model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
 from .wording import closest, did_you_mean, listed, shown
-from .yaml_events import MAX_DEPTH, KeyPath
-from .yaml_reader import read_document
+from .yaml_reader import MAX_DEPTH, KeyPath, read_document
 
 
 @dataclass(frozen=True)
