@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from ...errors import OptimizerError, Problem, ScheduleError
-from .draft import plain
 from .model import Phase
 from .schedule import Schedule
+from .values import plain
 
 Heuristic = Literal["pairs", "blocks"]
 
@@ -25,7 +25,7 @@ _Kind = tuple[type[nn.Module], tuple[str, ...]]
 
 
 def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
-    """Make the default schedule of a model; raises `ScheduleError` if it has nothing to thaw.
+    """Make the default schedule of a model.
 
     Both heuristics walk the parameters from the last to the first, tied ones once under their registered name, and
     leave out those whose dtype has no gradient.
@@ -36,6 +36,9 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs") -> Schedule:
       `Sequential`, `ModuleList`, or module with numbered children. Only the outermost count, of kinds that hold a
       good share of the parameters; several towers each keep their blocks. A model with no repeated block
       gets the schedule of `pairs`.
+
+    Raises:
+        ScheduleError: The model has nothing to thaw, or there is no such heuristic.
     """
     names = [
         name for name, parameter in model.named_parameters() if parameter.is_floating_point() or parameter.is_complex()

@@ -17,7 +17,13 @@ _QUANTIFIERS = ("*", "+", "?", "{")
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern; raises what `re` raises (`re.error`, OverflowError, RecursionError)."""
+    """Compile a pattern.
+
+    Raises:
+        re.error: It is no regular expression.
+        OverflowError: A number in it is too large.
+        RecursionError: It is nested too deep.
+    """
     with warnings.catch_warnings():
         # `re` warns about sets such as `[[a]`; they work as it documents
         warnings.simplefilter("ignore", FutureWarning)

@@ -7,7 +7,6 @@ dicts, lists and scalars is ever built.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -27,23 +26,13 @@ from ruamel.yaml.events import (
 )
 
 from ...errors import Problem, ScheduleFileError
+from .values import MAX_DEPTH, KeyPath, plain_scalar
 
 MAX_BYTES = 64 * 2**20
-MAX_DEPTH = 100
 MAX_ALIASED_VALUES = 1_000_000
-
-KeyPath = tuple[Any, ...]
 
 # section 5.1 of YAML 1.2: what a file may not hold
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
-
-# the core schema of YAML 1.2, section 10.3.2: the only plain scalars that are not strings
-_NULL = re.compile(r"~|null|Null|NULL|")
-_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_INFINITY = re.compile(r"([-+]?)\.(inf|Inf|INF)")
-_NAN = re.compile(r"\.(nan|NaN|NAN)")
 
 _CORE_TAG = "tag:yaml.org,2002:"
 _TAGGED_TYPES: Mapping[str, tuple[type, ...]] = {
@@ -202,7 +191,7 @@ class _Reader:
             self._refuse_tag(tag, _line(event))
             return text
         try:
-            value = _plain_scalar(text)
+            value = plain_scalar(text)
         except ValueError:  # Python's limit on the digits of an int
             message = f"expected a number of ordinary size, got one of {len(text):,} digits"
             self._problem(message, _line(event), "write a smaller number")
@@ -223,21 +212,6 @@ class _Reader:
     def _fatal(self, message: str, line: int | None, fix: str) -> ScheduleFileError:
         self._problem(message, line, fix)
         return ScheduleFileError(self.problems)
-
-
-def _plain_scalar(text: str) -> Any:
-    """The value of an unquoted scalar in YAML 1.2; raises ValueError for an int with too many digits."""
-    if _NULL.fullmatch(text):
-        return None
-    if _BOOL.fullmatch(text):
-        return text.lower() == "true"
-    if _INT.fullmatch(text):
-        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
-    if _FLOAT.fullmatch(text):
-        return float(text)
-    if found := _INFINITY.fullmatch(text):
-        return float(f"{found[1]}inf")
-    return math.nan if _NAN.fullmatch(text) else text
 
 
 def _line(event: Any) -> int:
