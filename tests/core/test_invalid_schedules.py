@@ -165,9 +165,9 @@ CASES = [
         id="key-not-string",
     ),
     pytest.param(
-        HEAD + "  max_transition_epoch: '3'\n",
+        HEAD + "  max_transition_epoch: '3.0'\n",
         ScheduleFormatError,
-        "schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got '3'. "
+        "schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got '3.0'. "
         "Fix: Write a whole number without quotes",
         id="epoch-string",
     ),
@@ -226,9 +226,9 @@ CASES = [
         id="lr-nan",
     ),
     pytest.param(
-        HEAD + "1:\n  params: [body]\n  lr: '1e-3'\n",
+        HEAD + "1:\n  params: [body]\n  lr: '1e'\n",
         ScheduleFormatError,
-        "schedule.yaml:5, phase 1: `lr`: expected a number, got '1e-3'. "
+        "schedule.yaml:5, phase 1: `lr`: expected a number, got '1e'. "
         "Fix: Write a number without quotes, such as 1.0e-05",
         id="lr-str",
     ),

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
 from ...errors import Problem
-from .explain import explained
 from .model import Phase
-from .values import MAX_DEPTH, KeyPath, TooDeepError, plain
+from .validation import explained, key_name, numbers_in_text, phase_errors, with_key_name
+from .values import KeyPath, Unreadable, leaves, plain, plain_entries, replaced
 from .wording import listed, shown
 from .yaml_reader import read_document
 
@@ -72,18 +70,21 @@ class _Drafter:
         self.warnings: list[str] = []
         self.selector_lines: dict[tuple[int, str], int] = {}
         self.class_lines: dict[tuple[int, str], int] = {}
+        self.converted: list[str] = []
 
     def draft(self, data: Any) -> Draft:
+        entries = plain_entries(data)
         phases: dict[int, Phase] = {}
         renumbered = None
-        if isinstance(data, Mapping) and data:
-            keys = self._phase_keys(data)
-            renumbered = self._renumbered(keys, data)
-            phases = {number: phase for number in sorted(keys) if (phase := self._phase(number, keys[number], data))}
+        if isinstance(entries, dict) and entries:
+            keys = self._phase_keys(entries)
+            renumbered = self._renumbered(keys, entries)
+            drafted = {number: self._phase(number, keys[number], entries[keys[number]]) for number in sorted(keys)}
+            phases = {number: phase for number, phase in drafted.items() if phase is not None}
         else:
-            got = "an empty mapping" if isinstance(data, Mapping) else shown(data)
-            message = f"expected a mapping of phase numbers to phases, got {got}"
-            self._problem((), message, "write `0:` with `params:` below it")
+            self._no_mapping(entries)
+        if self.converted:
+            self._notice((), f"text was taken for the numbers that it shows: {listed(self.converted)}")
         return Draft(
             phases,
             tuple(self.problems),
@@ -94,6 +95,14 @@ class _Drafter:
             self.class_lines,
             renumbered,
         )
+
+    def _no_mapping(self, data: Any) -> None:
+        if isinstance(data, Unreadable):
+            self._problem((), data.message, data.fix)
+            return
+        got = "an empty mapping" if isinstance(data, dict) else shown(data)
+        message = f"expected a mapping of phase numbers to phases, got {got}"
+        self._problem((), message, "write `0:` with `params:` below it")
 
     def _phase_keys(self, data: Mapping[Any, Any]) -> dict[int, Any]:
         """The keys of the phases by the number they stand for."""
@@ -124,22 +133,20 @@ class _Drafter:
         got = listed([str(number) for number in numbers])
         message = f"expected phase numbers from 0 without gaps, got {got}; {missing}"
         self._problem((keys[after],), message, "renumber the phases from 0")
-        try:
-            return {position: plain(data[keys[number]]) for position, number in enumerate(numbers)}
-        except TooDeepError:
-            return None
+        phases = {position: plain(data[keys[number]]) for position, number in enumerate(numbers)}
+        return None if any(isinstance(leaf, Unreadable) for _, leaf in leaves(phases)) else phases
 
-    def _phase(self, number: int, key: Any, data: Mapping[Any, Any]) -> Phase | None:
-        try:
-            raw = plain(data[key])
-        except TooDeepError:
-            self._problem((key,), f"expected at most {MAX_DEPTH} nested levels, got more", "flatten it", number)
-            return None
+    def _phase(self, number: int, key: Any, raw: Any) -> Phase | None:
+        unreadable = [(path, leaf) for path, leaf in leaves(raw) if isinstance(leaf, Unreadable)]
+        for path, leaf in unreadable:
+            self._problem((key, *path), with_key_name(path, leaf.message), leaf.fix, number)
         if not isinstance(raw, dict):
-            message = f"expected a mapping with `params`, got {shown(raw)}"
-            self._problem((key,), message, "write `params:` below it", number)
+            if not unreadable:
+                message = f"expected a mapping with `params`, got {shown(raw)}"
+                self._problem((key,), message, "write `params:` below it", number)
             return None
-        phase = self._validated(number, key, self._fit_for_phase_0(raw, key) if number == 0 else raw)
+        fitting = self._fit_for_phase_0(raw, key) if number == 0 else raw
+        phase = self._validated(number, key, fitting, {path[0] for path, _ in unreadable})
         if phase is None:
             return None
         self._keep_lines(number, key, phase)
@@ -157,18 +164,19 @@ class _Drafter:
                 self._warning((key, name), f"`{name}` is dropped: {reason}", 0)
         return {name: value for name, value in raw.items() if name not in given}
 
-    def _validated(self, number: int, key: Any, raw: dict[Any, Any]) -> Phase | None:
-        """The phase, without the fields that are wrong; None if `params` is."""
-        try:
-            return Phase.model_validate(raw)
-        except ValidationError as error:
-            # a list with a wrong item is not also too short
-            wrong = [details for details in error.errors(include_url=False) if not _is_repeated(details)]
-        for details in wrong:
-            message, fix = explained(details)
-            self._problem((key, *details["loc"]), message, fix, number)
-        # an empty location is the phase itself
-        wrong_fields = {details["loc"][0] if details["loc"] else "params" for details in wrong}
+    def _validated(self, number: int, key: Any, raw: dict[Any, Any], unreadable: Collection[Any]) -> Phase | None:
+        """The phase, without the fields that are wrong or unreadable; None if `params` is."""
+        numbers = numbers_in_text(raw)
+        self.converted += [f"`{key_name(path)}` of phase {number}" for path in numbers if path[0] not in unreadable]
+        raw = replaced(raw, numbers)
+        wrong_fields = set(unreadable)
+        for details in phase_errors(raw):
+            # an empty location is the phase itself
+            field_name = details["loc"][0] if details["loc"] else "params"
+            if field_name not in unreadable:
+                message, fix = explained(details)
+                self._problem((key, *details["loc"]), message, fix, number)
+                wrong_fields.add(field_name)
         usable = {name: value for name, value in raw.items() if name not in wrong_fields}
         return Phase.model_validate(usable) if "params" in usable else None
 
@@ -219,7 +227,3 @@ def _phase_number(key: Any) -> int | None:
     if number < 0 or number.bit_length() > 63 or (isinstance(key, float) and number != key):
         return None
     return number
-
-
-def _is_repeated(details: Mapping[str, Any]) -> bool:
-    return details["type"] == "too_short" and len(details["input"]) > 0

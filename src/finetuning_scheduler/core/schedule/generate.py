@@ -13,7 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 from ...errors import OptimizerError, Problem, ScheduleError
 from .model import Phase
 from .schedule import Schedule
-from .values import plain
+from .validation import with_key_name
+from .values import Unreadable, leaves, plain
 
 Heuristic = Literal["pairs", "blocks"]
 
@@ -68,10 +69,14 @@ def implicit(
         reinit_lr_cfg: What ``new_lr_scheduler`` of a phase would be, without lists that depend on the number of groups.
 
     Raises:
-        OptimizerError: A list depends on the number of groups, which differs from phase to phase.
+        OptimizerError: A list depends on the number of groups, which differs from phase to phase, or a value cannot be
+            read.
     """
     reinit_optim_cfg, reinit_lr_cfg = plain(reinit_optim_cfg), plain(reinit_lr_cfg)
-    if isinstance(reinit_lr_cfg, Mapping) and (problems := _per_group_lists(reinit_lr_cfg)):
+    problems = _unreadable({"reinit_optim_cfg": reinit_optim_cfg, "reinit_lr_cfg": reinit_lr_cfg})
+    if isinstance(reinit_lr_cfg, Mapping):
+        problems += _per_group_lists(reinit_lr_cfg)
+    if problems:
         raise OptimizerError(problems)
     phases = generate(model).to_dict()
     for number, phase in phases.items():
@@ -153,6 +158,11 @@ def _kind(module: nn.Module) -> _Kind:
     """Modules of one class are of one kind; plain containers also need the same parameters inside."""
     kind = type(module)
     return kind, tuple(name for name, _ in module.named_parameters()) if kind in _CONTAINERS else ()
+
+
+def _unreadable(settings: Mapping[str, Any]) -> list[Problem]:
+    found = [(path, leaf) for path, leaf in leaves(settings) if isinstance(leaf, Unreadable)]
+    return [Problem(with_key_name(path, leaf.message), leaf.fix) for path, leaf in found]
 
 
 def _per_group_lists(reinit_lr_cfg: Mapping[str, Any]) -> list[Problem]:

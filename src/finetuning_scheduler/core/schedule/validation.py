@@ -1,13 +1,14 @@
-"""What pydantic finds wrong with a phase, in the words of this package."""
+"""Validate a phase: what pydantic finds wrong, in the words of this package, and numbers that are written as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from .model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
+from .values import KeyPath, exponent_number, leaves, number
 from .wording import closest, did_you_mean, shown
 
 # what was expected, with the limits that pydantic names, and what to do, by pydantic's type of error
@@ -35,6 +36,34 @@ _NESTED_MODELS: Mapping[str, type[BaseModel]] = {
 }
 
 
+def phase_errors(raw: Mapping[Any, Any]) -> list[Mapping[str, Any]]:
+    """Return pydantic's errors about a phase, without those that only follow from others."""
+    try:
+        Phase.model_validate(raw)
+    except ValidationError as error:
+        found: list[Mapping[str, Any]] = [*error.errors(include_url=False)]
+        # a list with a wrong item is not also too short
+        return [details for details in found if details["type"] != "too_short" or not details["input"]]
+    return []
+
+
+def numbers_in_text(raw: Mapping[Any, Any]) -> dict[KeyPath, int | float]:
+    """Return the numbers that stand as text in a phase, by their place.
+
+    Where a number is expected, that is all that YAML 1.2 takes for one. Among the arguments of a class, whose types
+    nobody knows here, it is only what YAML 1.1 readers such as PyYAML leave as text: `1e-06`.
+    """
+    numbers: dict[KeyPath, int | float | None] = {}
+    for details in phase_errors(raw):
+        if details["type"] in ("int_type", "float_type") and isinstance(details["input"], str):
+            value = number(details["input"])
+            numbers[details["loc"]] = None if details["type"] == "int_type" and isinstance(value, float) else value
+    for path, leaf in leaves(raw):
+        if isinstance(leaf, str) and path[2:3] == ("init_args",):
+            numbers[path] = exponent_number(leaf)
+    return {path: value for path, value in numbers.items() if value is not None}
+
+
 def explained(details: Mapping[str, Any]) -> tuple[str, str]:
     """Return the message and the fix for one of pydantic's errors about a phase."""
     kind, location, value = details["type"], details["loc"], details["input"]
@@ -54,8 +83,12 @@ def explained(details: Mapping[str, Any]) -> tuple[str, str]:
         fix = "correct it, or leave it out for no limit"
     if kind == "tuple_type" and isinstance(value, str):
         fix = f"make it a list: `{name}: [{value}]`"
-    subject = f"`{name}`: " if name else ""
-    return f"{subject}expected {expected}, got {shown(value)}", fix
+    return with_key_name(location, f"expected {expected}, got {shown(value)}"), fix
+
+
+def with_key_name(location: Sequence[Any], message: str) -> str:
+    """Begin a message with the place of a value in a phase, unless it is about the phase itself."""
+    return f"`{key_name(location)}`: {message}" if location else message
 
 
 def key_name(location: Sequence[Any]) -> str:
