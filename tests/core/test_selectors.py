@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from finetuning_scheduler.core.prepare import resolve
+from finetuning_scheduler.core.schedule.draft import draft
 from finetuning_scheduler.core.schedule.names import ParameterIndex, matching_names
-from finetuning_scheduler.core.schedule.resolve import Resolution
+from finetuning_scheduler.core.schedule.resolve import Resolution, resolve_names
 from finetuning_scheduler.errors import ScheduleError, ScheduleFormatError, SelectorError
 
 
@@ -68,6 +69,70 @@ def test_selected_names(index: ParameterIndex, selectors: list[str], params: tup
     assert resolution.schedule[0].params == params
     assert resolution.frozen == len(index.names) - len(params)
     assert resolution.warnings == ()
+
+
+THAWABLE = tuple(name for name in ParameterIndex.of(Tower()).names if name != "counts")
+
+
+@pytest.mark.parametrize(
+    ("phases", "number", "rest"),
+    [
+        ([["*"]], 0, THAWABLE),
+        ([["*"], ["layer", "embed"]], 0, ("phase", "head.bias")),
+        ([["head"], ["*"], ["layer", "embed"]], 1, ("phase",)),
+        ([["layer", "embed"], ["*", "head"]], 1, ("phase", "head.bias")),
+        ([["layer"], ["head.bias", "*"]], 1, ("head.bias", "phase", "embed.weight")),
+        ([["layer"], ["head.weight", "*"]], 1, ("phase", "embed.weight", "head.bias")),
+        ([["layer"], ["*", "*"]], 1, ("phase", "embed.weight", "head.bias")),
+    ],
+)
+def test_a_star_alone_is_the_rest_in_model_order_without_what_has_no_gradient(
+    index: ParameterIndex, phases: list[list[str]], number: int, rest: tuple[str, ...]
+) -> None:
+    resolution = _resolved(index, *phases)
+    assert resolution.schedule[number].params == rest
+    selected = [name for phase in resolution.schedule.phases for name in phase.params]
+    assert sorted(selected) == sorted(THAWABLE)
+    assert resolution.frozen == len(index.fixed)
+    assert resolution.warnings == ()
+
+
+def test_a_parameter_named_like_the_rest_is_selected_by_its_name() -> None:
+    assert _resolved(_indexed("*", "a"), ["*"], ["a"]).schedule[0].params == ("*",)
+
+
+def test_the_rest_is_one_phase_s(index: ParameterIndex) -> None:
+    assert _messages(index, ["head", "*"], ["*"], ["layer", "*"]) == [
+        f"phase {number}, selector '*': expected the rest in one phase only, but phase 0 by selector '*' already has "
+        "it. Fix: Remove one of the two"
+        for number in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("last", [["*"], ["*", "head.bias"]])
+def test_a_rest_of_nothing_is_a_problem(index: ParameterIndex, last: list[str]) -> None:
+    everything_else = ["phase", "embed", "layer", *(["head.bias"] if last == ["*"] else [])]
+    assert _messages(index, everything_else, last) == [
+        "phase 1, selector '*': expected a parameter that no other selector matches, but none is left. "
+        "Fix: Remove it, or leave parameters to it"
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"params": ["hed.bias"]}, {"params": "head.bias"}])
+def test_the_rest_is_not_used_while_another_phase_is_wrong(index: ParameterIndex, wrong: dict[str, object]) -> None:
+    drafted = draft({0: {"params": ["layer.0"]}, 1: {"params": ["*"]}, 2: wrong})
+    assert [phase.params for phase in resolve_names(drafted, index).phases] == [("layer.0.weight", "layer.0.bias")]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), names=st.lists(st.text("ab.", min_size=1), min_size=1, unique=True))
+def test_every_parameter_is_in_one_phase_of_a_schedule_with_the_rest(data: st.DataObject, names: list[str]) -> None:
+    named = data.draw(st.lists(st.sampled_from(names), unique=True, max_size=len(names) - 1))
+    phases = [*([name] for name in named)]
+    phases.insert(data.draw(st.integers(0, len(phases))), ["*"])
+    resolution = _resolved(_indexed(*names), *phases)
+    assert sorted(name for phase in resolution.schedule.phases for name in phase.params) == sorted(names)
+    assert resolution.frozen == 0
 
 
 def test_an_exact_name_selects_nothing_else() -> None:
@@ -268,3 +333,9 @@ def test_20_000_tensors_and_selectors_resolve() -> None:
     resolution = _resolved(index, *([name] for name in index.names))
     assert resolution.frozen == 0
     assert len(resolution.schedule) == 20_000
+
+
+def test_the_rest_of_20_000_tensors_resolves() -> None:
+    index = _large_index(10_000)
+    resolution = _resolved(index, ["*"], *([name] for name in index.names[::2]))
+    assert resolution.schedule[0].params == index.names[1::2]

@@ -34,6 +34,7 @@ MAX_ALIASED_VALUES = 1_000_000
 # section 5.1 of YAML 1.2: what a file may not hold
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
 
+_QUOTE = "put text that begins with `*` in quotes"
 _CORE_TAG = "tag:yaml.org,2002:"
 _TAGGED_TYPES: Mapping[str, tuple[type, ...]] = {
     "!!null": (type(None),),
@@ -168,7 +169,8 @@ class _Reader:
         anchor, line = event.anchor, _line(event)
         if anchor not in self._anchors:
             message = f"expected an alias of an anchor above it, got `*{anchor}`"
-            raise self._fatal(message, line, "write the values out")
+            is_selector = re.fullmatch(r"[\w-]+", anchor) is None
+            raise self._fatal(message, line, _QUOTE if is_selector else "write the values out")
         found = self._anchors[anchor]
         if found is None:
             message = f"expected a finite structure, got the alias `*{anchor}` inside its own anchor"
@@ -255,10 +257,12 @@ def _unreadable_problem(error: OSError | ValueError, source: str) -> Problem:
 
 
 def _syntax_problem(error: Exception, source: str) -> Problem:
-    line = None
+    line, fix = None, "correct the YAML"
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         line = None if mark is None else mark.line + 1
         reason = ", ".join(part for part in (error.context, error.problem) if part)
-    return Problem(f"expected valid YAML 1.2, got an error: {reason}", "correct the YAML", source=source, line=line)
+        if error.context == "while scanning an alias":
+            fix = _QUOTE
+    return Problem(f"expected valid YAML 1.2, got an error: {reason}", fix, source=source, line=line)
