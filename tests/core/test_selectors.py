@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -246,6 +246,69 @@ def test_every_selector_that_matches_nothing_is_reported(index: ParameterIndex) 
     ]
 
 
+@pytest.mark.parametrize(
+    ("selector", "fix"),
+    [
+        ("bias", "Write `.*bias` to match head.bias and 12 more"),
+        ("1.bias", r"Write `.*\.1.bias` to match layer.1.bias"),
+        ("ead.bi", "Write `.*ead.bi.*` to match head.bias"),
+        ("ayer.1", r"Write `.*ayer.1\..*` to match layer.1.bias and 1 more"),
+        ("ayer.1.*", r"Write `.*ayer.1\..*` to match layer.1.bias and 1 more"),
+        ("ead|mbed", "Write `.*(?:ead|mbed).*` to match embed.weight and 1 more"),
+        (r"ayer\.\d\.bias", r"Write `.*ayer\.\d\.bias` to match layer.0.bias and 9 more"),
+        ("re:head", "Write `head` to match head.bias"),
+        ("re: head.bias", "Write `head.bias` to match head.bias"),
+        ("re:.*bias", "Write `.*bias` to match head.bias and 12 more"),
+        ("re:*.bias", r"Write `.*\.bias` to match head.bias and 12 more"),
+        ("head*bias", "Write `head.*bias` to match head.bias"),
+        ("layer.?.weight", r"Write `layer\..\.weight` to match layer.0.weight and 9 more"),
+        ("ayer(.*)*bais", "Did you mean `layer.9.bias` or `layer.8.bias` or `layer.7.bias`?"),
+        ("counts?x|counts:", "Use names of the model's named_parameters()"),
+        ("x", "Use names of the model's named_parameters()"),
+        ("re:ead", "Write `.*ead.*` to match head.bias"),
+        ("re:", "Use names of the model's named_parameters()"),
+    ],
+)
+def test_a_selector_that_matches_nothing_gets_the_pattern_it_stands_for(
+    index: ParameterIndex, selector: str, fix: str
+) -> None:
+    assert _messages(index, [selector]) == [
+        f"phase 0, selector '{selector}': expected to match a parameter, but matches none. Fix: {fix}"
+    ]
+
+
+def test_a_suggested_pattern_ends_its_numbers_on_both_sides() -> None:
+    assert _messages(_indexed("0", "00", "01"), ["*0*"])[0].endswith(r"Fix: Write `.*(?<!\d)0(?!\d).*` to match 0")
+
+
+@pytest.mark.parametrize(
+    ("selector", "error", "fix"),
+    [
+        ("*.bias", "nothing to repeat at position 0", r"Write `.*\.bias` to match head.bias and 12 more"),
+        ("**head*", "nothing to repeat at position 0", "Write `.*head.*` to match head.bias"),
+        (
+            "?ayer.[12].*",
+            "nothing to repeat at position 0",
+            r"Write `.ayer\.[12]\..*` to match layer.1.bias and 3 more",
+        ),
+        (
+            "layer.[!0-8]?*",
+            "multiple repeat at position 13",
+            r"Write `layer\.[^0-8]..*` to match layer.9.bias and 1 more",
+        ),
+        ("*.bais", "nothing to repeat at position 0", "Correct the expression"),
+        ("*.[bias", "nothing to repeat at position 0", "Correct the expression"),
+    ],
+)
+def test_a_shell_pattern_that_is_no_expression_is_said_to_be_none_and_translated(
+    index: ParameterIndex, selector: str, error: str, fix: str
+) -> None:
+    assert _messages(index, [selector]) == [
+        f"phase 0, selector '{selector}': expected a parameter name or a regular expression, got an invalid one: "
+        f"{error}. Fix: {fix}"
+    ]
+
+
 def test_bad_structure_and_bad_selectors_are_reported_in_one_error(index: ParameterIndex) -> None:
     with pytest.raises(ScheduleError) as caught:
         resolve({0: {"params": ["head"], "zzz": 1}, 1: {"params": "x"}, 2: {"params": ["none"]}}, index)
@@ -293,6 +356,30 @@ def test_a_warning_gives_a_pattern_that_selects_less(names: list[str], pattern: 
         assert set(remaining) < set(resolution.schedule[0].params)
 
 
+@settings(max_examples=500, deadline=None)
+@given(names=NAMES, data=st.data())
+def test_a_suggested_pattern_selects_what_it_says_without_a_warning(names: list[str], data: st.DataObject) -> None:
+    index = _indexed(*names)
+    name = data.draw(st.sampled_from(names))
+    fragments = st.builds(
+        lambda notation, ends: notation.format(name[min(ends) : max(ends) + 1]),
+        st.sampled_from(["{}", "re:{}", "*{}", "{}*", "re:*{}*", "{}?", "{}[!a]*"]),
+        st.tuples(*[st.integers(0, len(name) - 1)] * 2),
+    )
+    selector = data.draw(PATTERNS | fragments)
+    try:
+        _resolved(index, [selector])
+    except SelectorError as error:
+        hints = [re.fullmatch(r"write `(.*)` to match (.*?)(?: and (\d+) more)?", str(p.fix)) for p in error.problems]
+    else:
+        return
+    for hint in filter(None, hints):
+        resolution = _resolved(index, [hint[1]])
+        assert hint[2] in resolution.schedule[0].params
+        assert len(resolution.schedule[0].params) == 1 + int(hint[3] or 0)
+        assert resolution.warnings == ()
+
+
 @settings(max_examples=300, deadline=None)
 @given(names=st.lists(st.text(string.printable, min_size=1, max_size=6), min_size=1, max_size=8, unique=True))
 def test_an_escaped_name_selects_that_name_only(names: list[str]) -> None:
@@ -326,6 +413,29 @@ def test_only_few_suggestions_are_looked_for() -> None:
     messages = _messages(index, [f"modle.layers.{i}.weight" for i in range(2000)])
     assert len(messages) == 2000
     assert sum("Did you mean" in message for message in messages) == 5
+
+
+@pytest.mark.parametrize("selector", ["{}.weight", "*.{}.weight", "re:model.layers.{}", "layers.{}.x.*"])
+def test_only_few_patterns_are_suggested(selector: str) -> None:
+    index = _large_index(2000)
+    problems = _messages(index, [selector.format(layer) for layer in range(2000, 2100)])
+    assert sum("Fix: Write `" in problem or "Did you mean" in problem for problem in problems) <= 5
+
+
+def test_names_compared_for_a_suggestion_are_few_passes_over_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = _large_index(1000)
+    tried = 0
+    candidates = ParameterIndex.candidates
+
+    def counted(self: ParameterIndex, pattern: str) -> Iterator[str]:
+        nonlocal tried
+        for name in candidates(self, pattern):
+            tried += 1
+            yield name
+
+    monkeypatch.setattr(ParameterIndex, "candidates", counted)
+    _messages(index, [f"re:*.weight_{number}?" for number in range(1000)])
+    assert tried <= 5 * 5 * len(index.names)
 
 
 def test_20_000_tensors_and_selectors_resolve() -> None:

@@ -30,6 +30,11 @@ def compiled(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
 
 
+def grouped(pattern: str) -> str:
+    """Put a pattern in parentheses where it needs them to be a part of a longer one."""
+    return f"(?:{pattern})" if _has_alternatives(_TOKEN.findall(pattern)) else pattern
+
+
 def leading_parts(pattern: str) -> Iterator[str | None]:
     """What every match begins with, as far as the pattern fixes it: literal text, and None for any one character."""
     tokens = _TOKEN.findall(pattern)
@@ -37,7 +42,7 @@ def leading_parts(pattern: str) -> Iterator[str | None]:
     if "(?#" in pattern or _has_alternatives(tokens):
         return
     literal = ""
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
         character = _literal(token)
         if following.startswith(_QUANTIFIERS) or (character is None and token != "."):
             break

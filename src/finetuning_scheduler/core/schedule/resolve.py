@@ -10,9 +10,10 @@ from itertools import chain, count, takewhile
 
 from ...errors import Problem, ScheduleError, ScheduleFormatError, SelectorError, joined
 from .draft import Draft
+from .hints import number_overruns, suggested_pattern
 from .model import Phase
-from .names import ParameterIndex, closest_names, matches_prefix, matches_whole, matching_names
-from .patterns import compiled, number_boundaries, with_dots_escaped, with_numbers_guarded
+from .names import ParameterIndex, closest_names, matching_names
+from .patterns import compiled
 from .schedule import Schedule
 from .wording import did_you_mean, listed
 
@@ -152,7 +153,8 @@ class _Resolver:
             pattern = compiled(selector)
         except (re.error, OverflowError, RecursionError) as error:
             message = f"expected a parameter name or a regular expression, got an invalid one: {error}"
-            self.problems.append(self._problem(number, selector, message, "correct the expression"))
+            fix = self._pattern_hint(selector) or "correct the expression"
+            self.problems.append(self._problem(number, selector, message, fix))
             return []
         matched = matching_names(pattern, self.index)
         if not matched:
@@ -201,12 +203,17 @@ class _Resolver:
             self.warnings.append(str(self._problem(number, selector, message, f"write '{corrected}'")))
 
     def _no_match(self, number: int, selector: str) -> Problem:
-        near: list[str] = []
-        if self.suggestions < MAX_SUGGESTIONS:
-            self.suggestions += 1
-            near = closest_names(selector, self.index)
-        fix = did_you_mean(near, "use names of the model's named_parameters()")
+        fix = self._pattern_hint(selector)
+        if fix is None:
+            near = closest_names(selector, self.index) if self.suggestions <= MAX_SUGGESTIONS else []
+            fix = did_you_mean(near, "use names of the model's named_parameters()")
         return self._problem(number, selector, "expected to match a parameter, but matches none", fix)
+
+    def _pattern_hint(self, selector: str) -> str | None:
+        """What to write instead of a selector, if that is plain; None once enough has been suggested."""
+        self.suggestions += 1
+        found = suggested_pattern(selector, self.index) if self.suggestions <= MAX_SUGGESTIONS else None
+        return None if found is None else f"write `{found[0]}` to match {listed(found[1], limit=1)}"
 
     def _place(self, number: int, selector: str) -> str:
         line = self.drafted.lines.get((number, selector))
@@ -218,24 +225,3 @@ class _Resolver:
 
     def _notice(self, number: int, selector: str, message: str) -> None:
         self.notices.append(str(self._problem(number, selector, message)))
-
-
-def number_overruns(selector: str, matched: Sequence[str]) -> tuple[str, str] | None:
-    """A selector with its numbers ended where a match runs across them, and one name it then leaves out."""
-    matches = matches_whole if matches_whole(compiled(selector), matched[0]) else matches_prefix
-    overruns: dict[int, str] = {}
-    for place in number_boundaries(selector):
-        guarded = compiled(with_numbers_guarded(selector, [place]))
-        name = next((name for name in matched if not matches(guarded, name)), None)
-        if name is not None:
-            overruns[place] = name
-    if not overruns:
-        return None
-    guarded = compiled(with_numbers_guarded(selector, overruns))
-    intended = [name for name in matched if matches(guarded, name)]
-    # where nothing is left, the longer number is what the user means
-    if not intended:
-        return None
-    plain = compiled(with_dots_escaped(selector, overruns))
-    corrected = plain if all(matches(plain, name) for name in intended) else guarded
-    return corrected.pattern, next(iter(overruns.values()))
