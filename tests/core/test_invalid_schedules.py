@@ -165,9 +165,9 @@ CASES = [
         id="key-not-string",
     ),
     pytest.param(
-        HEAD + "  max_transition_epoch: '3'\n",
+        HEAD + "  max_transition_epoch: '3.0'\n",
         ScheduleFormatError,
-        "schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got '3'. "
+        "schedule.yaml:3, phase 0: `max_transition_epoch`: expected an integer, got '3.0'. "
         "Fix: Write a whole number without quotes",
         id="epoch-string",
     ),
@@ -226,9 +226,9 @@ CASES = [
         id="lr-nan",
     ),
     pytest.param(
-        HEAD + "1:\n  params: [body]\n  lr: '1e-3'\n",
+        HEAD + "1:\n  params: [body]\n  lr: '1e'\n",
         ScheduleFormatError,
-        "schedule.yaml:5, phase 1: `lr`: expected a number, got '1e-3'. "
+        "schedule.yaml:5, phase 1: `lr`: expected a number, got '1e'. "
         "Fix: Write a number without quotes, such as 1.0e-05",
         id="lr-str",
     ),
@@ -426,6 +426,20 @@ CASES = [
         id="undefined-alias",
     ),
     pytest.param(
+        "0:\n  params:\n  - *.bias\n",
+        ScheduleFileError,
+        "schedule.yaml:3: expected an alias of an anchor above it, got `*.bias`. "
+        "Fix: Put text that begins with `*` in quotes",
+        id="unquoted-glob",
+    ),
+    pytest.param(
+        "0:\n  params:\n  - *\n",
+        ScheduleFileError,
+        "schedule.yaml:3: expected valid YAML 1.2, got an error: while scanning an alias, expected alphabetic or "
+        "numeric character, but found '\\n'. Fix: Put text that begins with `*` in quotes",
+        id="unquoted-rest",
+    ),
+    pytest.param(
         "0: &a\n  params: *a\n",
         ScheduleFileError,
         "schedule.yaml:2: expected a finite structure, got the alias `*a` inside its own anchor. "
@@ -486,6 +500,22 @@ CASES = [
         "by selector 'head' on line 2 already has head.bias. "
         "Fix: Take it out of one of the two phases",
         id="overlap",
+    ),
+    pytest.param(
+        "0:\n  params: ['*']\n1:\n  params:\n  - head\n  - '*'\n",
+        SelectorError,
+        "schedule.yaml:6, phase 1, selector '*': expected the rest in one phase only, but phase 0 by selector '*' on "
+        "line 2 already has it. "
+        "Fix: Remove one of the two",
+        id="rest-twice",
+    ),
+    pytest.param(
+        HEAD + "1:\n  params: [body]\n2:\n  params:\n  - '*'\n",
+        SelectorError,
+        "schedule.yaml:7, phase 2, selector '*': expected a parameter that no other selector matches, but none is "
+        "left. "
+        "Fix: Remove it, or leave parameters to it",
+        id="rest-empty",
     ),
     pytest.param(
         HEAD + "1:\n  params: [tied.weight]\n",

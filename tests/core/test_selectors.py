@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from finetuning_scheduler.core.prepare import resolve
+from finetuning_scheduler.core.schedule.draft import draft
 from finetuning_scheduler.core.schedule.names import ParameterIndex, matching_names
-from finetuning_scheduler.core.schedule.resolve import Resolution
+from finetuning_scheduler.core.schedule.resolve import Resolution, resolve_names
 from finetuning_scheduler.errors import ScheduleError, ScheduleFormatError, SelectorError
 
 
@@ -68,6 +69,70 @@ def test_selected_names(index: ParameterIndex, selectors: list[str], params: tup
     assert resolution.schedule[0].params == params
     assert resolution.frozen == len(index.names) - len(params)
     assert resolution.warnings == ()
+
+
+THAWABLE = tuple(name for name in ParameterIndex.of(Tower()).names if name != "counts")
+
+
+@pytest.mark.parametrize(
+    ("phases", "number", "rest"),
+    [
+        ([["*"]], 0, THAWABLE),
+        ([["*"], ["layer", "embed"]], 0, ("phase", "head.bias")),
+        ([["head"], ["*"], ["layer", "embed"]], 1, ("phase",)),
+        ([["layer", "embed"], ["*", "head"]], 1, ("phase", "head.bias")),
+        ([["layer"], ["head.bias", "*"]], 1, ("head.bias", "phase", "embed.weight")),
+        ([["layer"], ["head.weight", "*"]], 1, ("phase", "embed.weight", "head.bias")),
+        ([["layer"], ["*", "*"]], 1, ("phase", "embed.weight", "head.bias")),
+    ],
+)
+def test_a_star_alone_is_the_rest_in_model_order_without_what_has_no_gradient(
+    index: ParameterIndex, phases: list[list[str]], number: int, rest: tuple[str, ...]
+) -> None:
+    resolution = _resolved(index, *phases)
+    assert resolution.schedule[number].params == rest
+    selected = [name for phase in resolution.schedule.phases for name in phase.params]
+    assert sorted(selected) == sorted(THAWABLE)
+    assert resolution.frozen == len(index.fixed)
+    assert resolution.warnings == ()
+
+
+def test_a_parameter_named_like_the_rest_is_selected_by_its_name() -> None:
+    assert _resolved(_indexed("*", "a"), ["*"], ["a"]).schedule[0].params == ("*",)
+
+
+def test_the_rest_is_one_phase_s(index: ParameterIndex) -> None:
+    assert _messages(index, ["head", "*"], ["*"], ["layer", "*"]) == [
+        f"phase {number}, selector '*': expected the rest in one phase only, but phase 0 by selector '*' already has "
+        "it. Fix: Remove one of the two"
+        for number in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("last", [["*"], ["*", "head.bias"]])
+def test_a_rest_of_nothing_is_a_problem(index: ParameterIndex, last: list[str]) -> None:
+    everything_else = ["phase", "embed", "layer", *(["head.bias"] if last == ["*"] else [])]
+    assert _messages(index, everything_else, last) == [
+        "phase 1, selector '*': expected a parameter that no other selector matches, but none is left. "
+        "Fix: Remove it, or leave parameters to it"
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{"params": ["hed.bias"]}, {"params": "head.bias"}])
+def test_the_rest_is_not_used_while_another_phase_is_wrong(index: ParameterIndex, wrong: dict[str, object]) -> None:
+    drafted = draft({0: {"params": ["layer.0"]}, 1: {"params": ["*"]}, 2: wrong})
+    assert [phase.params for phase in resolve_names(drafted, index).phases] == [("layer.0.weight", "layer.0.bias")]
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), names=st.lists(st.text("ab.", min_size=1), min_size=1, unique=True))
+def test_every_parameter_is_in_one_phase_of_a_schedule_with_the_rest(data: st.DataObject, names: list[str]) -> None:
+    named = data.draw(st.lists(st.sampled_from(names), unique=True, max_size=len(names) - 1))
+    phases = [*([name] for name in named)]
+    phases.insert(data.draw(st.integers(0, len(phases))), ["*"])
+    resolution = _resolved(_indexed(*names), *phases)
+    assert sorted(name for phase in resolution.schedule.phases for name in phase.params) == sorted(names)
+    assert resolution.frozen == 0
 
 
 def test_an_exact_name_selects_nothing_else() -> None:
@@ -181,6 +246,69 @@ def test_every_selector_that_matches_nothing_is_reported(index: ParameterIndex) 
     ]
 
 
+@pytest.mark.parametrize(
+    ("selector", "fix"),
+    [
+        ("bias", "Write `.*bias` to match head.bias and 12 more"),
+        ("1.bias", r"Write `.*\.1.bias` to match layer.1.bias"),
+        ("ead.bi", "Write `.*ead.bi.*` to match head.bias"),
+        ("ayer.1", r"Write `.*ayer.1\..*` to match layer.1.bias and 1 more"),
+        ("ayer.1.*", r"Write `.*ayer.1\..*` to match layer.1.bias and 1 more"),
+        ("ead|mbed", "Write `.*(?:ead|mbed).*` to match embed.weight and 1 more"),
+        (r"ayer\.\d\.bias", r"Write `.*ayer\.\d\.bias` to match layer.0.bias and 9 more"),
+        ("re:head", "Write `head` to match head.bias"),
+        ("re: head.bias", "Write `head.bias` to match head.bias"),
+        ("re:.*bias", "Write `.*bias` to match head.bias and 12 more"),
+        ("re:*.bias", r"Write `.*\.bias` to match head.bias and 12 more"),
+        ("head*bias", "Write `head.*bias` to match head.bias"),
+        ("layer.?.weight", r"Write `layer\..\.weight` to match layer.0.weight and 9 more"),
+        ("ayer(.*)*bais", "Did you mean `layer.9.bias` or `layer.8.bias` or `layer.7.bias`?"),
+        ("counts?x|counts:", "Use names of the model's named_parameters()"),
+        ("x", "Use names of the model's named_parameters()"),
+        ("re:ead", "Write `.*ead.*` to match head.bias"),
+        ("re:", "Use names of the model's named_parameters()"),
+    ],
+)
+def test_a_selector_that_matches_nothing_gets_the_pattern_it_stands_for(
+    index: ParameterIndex, selector: str, fix: str
+) -> None:
+    assert _messages(index, [selector]) == [
+        f"phase 0, selector '{selector}': expected to match a parameter, but matches none. Fix: {fix}"
+    ]
+
+
+def test_a_suggested_pattern_ends_its_numbers_on_both_sides() -> None:
+    assert _messages(_indexed("0", "00", "01"), ["*0*"])[0].endswith(r"Fix: Write `.*(?<!\d)0(?!\d).*` to match 0")
+
+
+@pytest.mark.parametrize(
+    ("selector", "error", "fix"),
+    [
+        ("*.bias", "nothing to repeat at position 0", r"Write `.*\.bias` to match head.bias and 12 more"),
+        ("**head*", "nothing to repeat at position 0", "Write `.*head.*` to match head.bias"),
+        (
+            "?ayer.[12].*",
+            "nothing to repeat at position 0",
+            r"Write `.ayer\.[12]\..*` to match layer.1.bias and 3 more",
+        ),
+        (
+            "layer.[!0-8]?*",
+            "multiple repeat at position 13",
+            r"Write `layer\.[^0-8]..*` to match layer.9.bias and 1 more",
+        ),
+        ("*.bais", "nothing to repeat at position 0", "Correct the expression"),
+        ("*.[bias", "nothing to repeat at position 0", "Correct the expression"),
+    ],
+)
+def test_a_shell_pattern_that_is_no_expression_is_said_to_be_none_and_translated(
+    index: ParameterIndex, selector: str, error: str, fix: str
+) -> None:
+    assert _messages(index, [selector]) == [
+        f"phase 0, selector '{selector}': expected a parameter name or a regular expression, got an invalid one: "
+        f"{error}. Fix: {fix}"
+    ]
+
+
 def test_bad_structure_and_bad_selectors_are_reported_in_one_error(index: ParameterIndex) -> None:
     with pytest.raises(ScheduleError) as caught:
         resolve({0: {"params": ["head"], "zzz": 1}, 1: {"params": "x"}, 2: {"params": ["none"]}}, index)
@@ -228,6 +356,30 @@ def test_a_warning_gives_a_pattern_that_selects_less(names: list[str], pattern: 
         assert set(remaining) < set(resolution.schedule[0].params)
 
 
+@settings(max_examples=500, deadline=None)
+@given(names=NAMES, data=st.data())
+def test_a_suggested_pattern_selects_what_it_says_without_a_warning(names: list[str], data: st.DataObject) -> None:
+    index = _indexed(*names)
+    name = data.draw(st.sampled_from(names))
+    fragments = st.builds(
+        lambda notation, ends: notation.format(name[min(ends) : max(ends) + 1]),
+        st.sampled_from(["{}", "re:{}", "*{}", "{}*", "re:*{}*", "{}?", "{}[!a]*"]),
+        st.tuples(*[st.integers(0, len(name) - 1)] * 2),
+    )
+    selector = data.draw(PATTERNS | fragments)
+    try:
+        _resolved(index, [selector])
+    except SelectorError as error:
+        hints = [re.fullmatch(r"write `(.*)` to match (.*?)(?: and (\d+) more)?", str(p.fix)) for p in error.problems]
+    else:
+        return
+    for hint in filter(None, hints):
+        resolution = _resolved(index, [hint[1]])
+        assert hint[2] in resolution.schedule[0].params
+        assert len(resolution.schedule[0].params) == 1 + int(hint[3] or 0)
+        assert resolution.warnings == ()
+
+
 @settings(max_examples=300, deadline=None)
 @given(names=st.lists(st.text(string.printable, min_size=1, max_size=6), min_size=1, max_size=8, unique=True))
 def test_an_escaped_name_selects_that_name_only(names: list[str]) -> None:
@@ -263,8 +415,37 @@ def test_only_few_suggestions_are_looked_for() -> None:
     assert sum("Did you mean" in message for message in messages) == 5
 
 
+@pytest.mark.parametrize("selector", ["{}.weight", "*.{}.weight", "re:model.layers.{}", "layers.{}.x.*"])
+def test_only_few_patterns_are_suggested(selector: str) -> None:
+    index = _large_index(2000)
+    problems = _messages(index, [selector.format(layer) for layer in range(2000, 2100)])
+    assert sum("Fix: Write `" in problem or "Did you mean" in problem for problem in problems) <= 5
+
+
+def test_names_compared_for_a_suggestion_are_few_passes_over_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = _large_index(1000)
+    tried = 0
+    candidates = ParameterIndex.candidates
+
+    def counted(self: ParameterIndex, pattern: str) -> Iterator[str]:
+        nonlocal tried
+        for name in candidates(self, pattern):
+            tried += 1
+            yield name
+
+    monkeypatch.setattr(ParameterIndex, "candidates", counted)
+    _messages(index, [f"re:*.weight_{number}?" for number in range(1000)])
+    assert tried <= 5 * 5 * len(index.names)
+
+
 def test_20_000_tensors_and_selectors_resolve() -> None:
     index = _large_index(10_000)
     resolution = _resolved(index, *([name] for name in index.names))
     assert resolution.frozen == 0
     assert len(resolution.schedule) == 20_000
+
+
+def test_the_rest_of_20_000_tensors_resolves() -> None:
+    index = _large_index(10_000)
+    resolution = _resolved(index, ["*"], *([name] for name in index.names[::2]))
+    assert resolution.schedule[0].params == index.names[1::2]

@@ -170,6 +170,14 @@ def test_scalars_follow_the_core_schema_of_yaml_1_2(tmp_path: Path, text: str, v
     assert document.problems == ()
 
 
+@pytest.mark.parametrize("tag", ["!!int", "!!float"])
+def test_a_truth_value_tagged_as_number_is_refused(tmp_path: Path, tag: str) -> None:
+    path = tmp_path / "scalar.yaml"
+    path.write_text(f"a: {tag} true\n", encoding="utf-8")
+    messages = [problem.message for problem in read_document(path).problems]
+    assert messages == [f"expected a value of the YAML type `{tag}`, got 'true'"]
+
+
 def test_lines_of_keys_and_items(tmp_path: Path) -> None:
     path = tmp_path / "schedule.yaml"
     path.write_text("# comment\n0:\n  params:\n  - a\n  -\n    b\n  lr:\n    1.0\n1: {params: [c,\n d]}\n")

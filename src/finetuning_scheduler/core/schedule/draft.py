@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from ...errors import Problem
-from .model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
-from .wording import closest, did_you_mean, listed, shown
-from .yaml_events import MAX_DEPTH, KeyPath
+from .model import Phase
+from .validation import explained, key_name, numbers_in_text, phase_errors, with_key_name
+from .values import KeyPath, Unreadable, leaves, plain, plain_entries, replaced
+from .wording import listed, shown
 from .yaml_reader import read_document
+
+_CLASS_KEYS = ("new_optimizer", "new_lr_scheduler")
+_LEARNING_RATE_KEYS = ("lr", "lr_decay", "lr_decay_min_scale")
 
 
 @dataclass(frozen=True)
 class Draft:
     """What could be understood of a schedule, and what is wrong with it.
 
-    `phases` holds the usable phases under the numbers the user gave them. `lines` is the file's line of each selector
-    by phase and selector, `class_lines` that of each class to install by phase and key. `renumbered` is set when the
-    numbers have gaps.
+    Attributes:
+        phases: The usable phases under the numbers the user gave them.
+        problems: What is wrong.
+        notices: What the user may want to know, one line each.
+        warnings: What the user should look at, one line each.
+        source: The file's name, if it is one.
+        lines: The file's line of each selector, by phase and selector.
+        class_lines: The file's line of each class to install, by phase and key.
+        renumbered: The schedule numbered from 0, if the numbers have gaps.
     """
 
     phases: Mapping[int, Phase]
@@ -62,20 +70,21 @@ class _Drafter:
         self.warnings: list[str] = []
         self.selector_lines: dict[tuple[int, str], int] = {}
         self.class_lines: dict[tuple[int, str], int] = {}
+        self.converted: list[str] = []
 
     def draft(self, data: Any) -> Draft:
-        keys: dict[int, Any] = {}
+        entries = plain_entries(data)
         phases: dict[int, Phase] = {}
         renumbered = None
-        if not isinstance(data, Mapping) or not data:
-            got = "an empty mapping" if isinstance(data, Mapping) else shown(data)
-            self._problem(
-                (), f"expected a mapping of phase numbers to phases, got {got}", "write `0:` with `params:` below it"
-            )
+        if isinstance(entries, dict) and entries:
+            keys = self._phase_keys(entries)
+            renumbered = self._renumbered(keys, entries)
+            drafted = {number: self._phase(number, keys[number], entries[keys[number]]) for number in sorted(keys)}
+            phases = {number: phase for number, phase in drafted.items() if phase is not None}
         else:
-            keys = self._phase_keys(data)
-            renumbered = self._renumbered(keys, data)
-            phases = {number: phase for number in sorted(keys) if (phase := self._phase(number, keys[number], data))}
+            self._no_mapping(entries)
+        if self.converted:
+            self._notice((), f"text was taken for the numbers that it shows: {listed(self.converted)}")
         return Draft(
             phases,
             tuple(self.problems),
@@ -87,24 +96,25 @@ class _Drafter:
             renumbered,
         )
 
+    def _no_mapping(self, data: Any) -> None:
+        if isinstance(data, Unreadable):
+            self._problem((), data.message, data.fix)
+            return
+        got = "an empty mapping" if isinstance(data, dict) else shown(data)
+        message = f"expected a mapping of phase numbers to phases, got {got}"
+        self._problem((), message, "write `0:` with `params:` below it")
+
     def _phase_keys(self, data: Mapping[Any, Any]) -> dict[int, Any]:
         """The keys of the phases by the number they stand for."""
         keys: dict[int, Any] = {}
         for key in data:
             number = _phase_number(key)
-            if number is None or number < 0:
-                self._problem(
-                    (key,),
-                    f"expected a phase number (0, 1, 2, ...) as key, got {shown(key)}",
-                    "number the phases from 0",
-                )
+            if number is None:
+                message = f"expected a phase number (0, 1, 2, ...) as key, got {shown(key)}"
+                self._problem((key,), message, "number the phases from 0")
             elif number in keys:
-                self._problem(
-                    (key,),
-                    f"expected each phase number once, got {shown(keys[number])} and {shown(key)}",
-                    "remove one of the two",
-                    number,
-                )
+                message = f"expected each phase number once, got {shown(keys[number])} and {shown(key)}"
+                self._problem((key,), message, "remove one of the two", number)
             else:
                 keys[number] = key
         converted = [f"{shown(key)} to {number}" for number, key in keys.items() if type(key) is not int]
@@ -113,91 +123,85 @@ class _Drafter:
         return keys
 
     def _renumbered(self, keys: Mapping[int, Any], data: Mapping[Any, Any]) -> dict[int, Any] | None:
+        """The phases numbered from 0, if their numbers have gaps, which is a problem."""
         numbers = sorted(keys)
-        if not numbers or numbers[-1] == len(numbers) - 1:
+        gap = next((position for position, number in enumerate(numbers) if number != position), None)
+        if gap is None:
             return None
-        gap = next(number for number in range(len(numbers)) if number not in keys)
-        after = next(number for number in numbers if number > gap)
+        after = numbers[gap]
         missing = f"phase {gap} is missing" if after == gap + 1 else f"phases {gap} to {after - 1} are missing"
-        self._problem(
-            (keys[after],),
-            f"expected phase numbers from 0 without gaps, got {listed(list(map(str, numbers)))}; {missing}",
-            "renumber the phases from 0",
-        )
-        try:
-            return {position: plain(data[keys[number]]) for position, number in enumerate(numbers)}
-        except TooDeepError:
-            return None
+        got = listed([str(number) for number in numbers])
+        message = f"expected phase numbers from 0 without gaps, got {got}; {missing}"
+        self._problem((keys[after],), message, "renumber the phases from 0")
+        phases = {position: plain(data[keys[number]]) for position, number in enumerate(numbers)}
+        return None if any(isinstance(leaf, Unreadable) for _, leaf in leaves(phases)) else phases
 
-    def _phase(self, number: int, key: Any, data: Mapping[Any, Any]) -> Phase | None:
-        try:
-            raw = plain(data[key])
-        except TooDeepError:
-            self._problem((key,), f"expected at most {MAX_DEPTH} nested levels, got more", "flatten it", number)
-            return None
+    def _phase(self, number: int, key: Any, raw: Any) -> Phase | None:
+        unreadable = [(path, leaf) for path, leaf in leaves(raw) if isinstance(leaf, Unreadable)]
+        for path, leaf in unreadable:
+            self._problem((key, *path), with_key_name(path, leaf.message), leaf.fix, number)
         if not isinstance(raw, dict):
-            self._problem(
-                (key,), f"expected a mapping with `params`, got {shown(raw)}", "write `params:` below it", number
-            )
+            if not unreadable:
+                message = f"expected a mapping with `params`, got {shown(raw)}"
+                self._problem((key,), message, "write `params:` below it", number)
             return None
-        raw = self._fit_for_phase_0(raw, key) if number == 0 else raw
-        phase = self._validated(number, key, raw)
-        return None if phase is None else self._without_duplicates(number, key, phase)
+        fitting = self._fit_for_phase_0(raw, key) if number == 0 else raw
+        phase = self._validated(number, key, fitting, {path[0] for path, _ in unreadable})
+        if phase is None:
+            return None
+        self._keep_lines(number, key, phase)
+        return self._without_duplicates(number, key, phase)
 
-    def _fit_for_phase_0(self, raw: dict[Any, Any], key: Any) -> dict[Any, Any]:
-        kept = dict(raw)
-        for name in ("new_optimizer", "new_lr_scheduler"):
-            if kept.pop(name, None) is not None:
-                self._problem(
-                    (key, name), f"expected `{name}` in later phases only", "remove it, or move it to a later phase", 0
-                )
-        for name in ("lr", "lr_decay", "lr_decay_min_scale"):
-            if kept.get(name) is not None:
-                kept.pop(name)
+    def _fit_for_phase_0(self, raw: Mapping[Any, Any], key: Any) -> dict[Any, Any]:
+        """Phase 0 without the keys that only later phases may have."""
+        given = [name for name in (*_CLASS_KEYS, *_LEARNING_RATE_KEYS) if raw.get(name) is not None]
+        for name in given:
+            if name in _CLASS_KEYS:
+                message = f"expected `{name}` in later phases only"
+                self._problem((key, name), message, "remove it, or move it to a later phase", 0)
+            else:
                 reason = "the initial optimizer sets the learning rate of phase 0"
                 self._warning((key, name), f"`{name}` is dropped: {reason}", 0)
-        return kept
+        return {name: value for name, value in raw.items() if name not in given}
 
-    def _validated(self, number: int, key: Any, raw: dict[Any, Any]) -> Phase | None:
-        """The phase, without the fields that are wrong; None if `params` is."""
-        try:
-            return Phase.model_validate(raw)
-        except ValidationError as error:
-            # a list with a wrong item is not also too short
-            wrong = [details for details in error.errors(include_url=False) if not _is_repeated(details)]
-        for details in wrong:
-            message, fix = _explained(details)
-            self._problem((key, *details["loc"]), message, fix, number)
-        # an empty location is the phase itself
-        wrong_fields = {details["loc"][0] if details["loc"] else "params" for details in wrong}
+    def _validated(self, number: int, key: Any, raw: dict[Any, Any], unreadable: Collection[Any]) -> Phase | None:
+        """The phase, without the fields that are wrong or unreadable; None if `params` is."""
+        numbers = numbers_in_text(raw)
+        self.converted += [f"`{key_name(path)}` of phase {number}" for path in numbers if path[0] not in unreadable]
+        raw = replaced(raw, numbers)
+        wrong_fields = set(unreadable)
+        for details in phase_errors(raw):
+            # an empty location is the phase itself
+            field_name = details["loc"][0] if details["loc"] else "params"
+            if field_name not in unreadable:
+                message, fix = explained(details)
+                self._problem((key, *details["loc"]), message, fix, number)
+                wrong_fields.add(field_name)
         usable = {name: value for name, value in raw.items() if name not in wrong_fields}
         return Phase.model_validate(usable) if "params" in usable else None
 
-    def _without_duplicates(self, number: int, key: Any, phase: Phase) -> Phase:
+    def _keep_lines(self, number: int, key: Any, phase: Phase) -> None:
+        """Remember the lines that later problems with selectors and classes are on."""
         for position, selector in enumerate(phase.params):
             line = self._line((key, "params", position))
             if line is not None:
                 self.selector_lines.setdefault((number, selector), line)
-        for name in ("new_optimizer", "new_lr_scheduler"):
-            line = self._line((key, name)) if getattr(phase, name) is not None else None
-            if line is not None:
+        for name in _CLASS_KEYS:
+            line = self._line((key, name))
+            if line is not None and getattr(phase, name) is not None:
                 self.class_lines[number, name] = line
-        unique = tuple(dict.fromkeys(phase.params))
-        if len(unique) == len(phase.params):
-            return phase
+
+    def _without_duplicates(self, number: int, key: Any, phase: Phase) -> Phase:
         repeated = [repr(selector) for selector, count in Counter(phase.params).items() if count > 1]
+        if not repeated:
+            return phase
         self._notice((key, "params"), f"selectors listed more than once are used once: {listed(repeated)}", number)
-        return phase.model_copy(update={"params": unique})
+        return phase.model_copy(update={"params": tuple(dict.fromkeys(phase.params))})
 
     def _line(self, path: KeyPath) -> int | None:
         """The line of a path, or of the nearest thing around it."""
-        for length in range(len(path), 0, -1):
-            try:
-                if path[:length] in self.lines:
-                    return self.lines[path[:length]]
-            except TypeError:  # an unhashable key in pydantic's location
-                continue
-        return None
+        around = (path[:length] for length in range(len(path), 0, -1))
+        return next((self.lines[place] for place in around if place in self.lines), None)
 
     def _located(self, path: KeyPath, message: str, fix: str | None = None, phase: int | None = None) -> Problem:
         return Problem(message, fix, self.source, self._line(path), phase)
@@ -220,96 +224,6 @@ def _phase_number(key: Any) -> int | None:
         number = int(key)
     except (ValueError, OverflowError):
         return None
-    if number.bit_length() > 63 or (isinstance(key, float) and number != key):
+    if number < 0 or number.bit_length() > 63 or (isinstance(key, float) and number != key):
         return None
     return number
-
-
-# pydantic's error types in the words of this package: what was expected, and what to do
-_EXPECTED = {
-    "string_type": ("a string", "write text, in quotes if it looks like a number"),
-    "string_unicode": ("Unicode text", "remove the halves of surrogate pairs"),
-    "string_too_short": ("a non-empty string", "fill it in, or remove it"),
-    "int_type": ("an integer", "write a whole number without quotes"),
-    "float_type": ("a number", "write a number without quotes, such as 1.0e-05"),
-    "finite_number": ("a finite number", "write a number such as 1.0e-05"),
-    "greater_than": ("a number greater than 0", "write a number such as 1.0e-05"),
-    "bool_type": ("true or false", "write true or false without quotes"),
-    "tuple_type": ("a list", "write a list"),
-    "too_short": ("a list of at least one item", "fill it in, or remove it"),
-    "dict_type": ("a mapping", "write `key: value` pairs below it"),
-    "model_type": ("a mapping", "write `key: value` pairs below it"),
-}
-
-
-def _explained(details: Mapping[str, Any]) -> tuple[str, str]:
-    """The message and fix for one of pydantic's errors about a phase."""
-    kind, location, value = details["type"], details["loc"], details["input"]
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
-    if kind == "missing":
-        return f"expected the key `{name}`, got none", f"add `{location[-1]}`"
-    if kind == "extra_forbidden":
-        return _unknown_key(location)
-    if kind == "invalid_key":
-        return f"expected keys that are strings, got {shown(location[-1])}", "quote the key, or remove it"
-    expected, fix = _EXPECTED.get(kind, (details["msg"], "correct it"))
-    if kind == "less_than_equal":
-        expected, fix = f"{details['ctx']['le']:g} or less", "correct it"
-    if kind == "greater_than_equal":
-        least = details["ctx"]["ge"]
-        expected, fix = (
-            f"{least:g} or more",
-            "correct it, or leave it out for no limit" if least < 0 else "correct it",
-        )
-    if kind == "tuple_type" and isinstance(value, str):
-        fix = f"make it a list: `{name}: [{value}]`"
-    subject = f"`{name}`: " if name else ""
-    return f"{subject}expected {expected}, got {shown(value)}", fix
-
-
-def _is_repeated(details: Mapping[str, Any]) -> bool:
-    return details["type"] == "too_short" and len(details["input"]) > 0
-
-
-def _unknown_key(location: tuple[int | str, ...]) -> tuple[str, str]:
-    *parents, key = location
-    model: type[BaseModel] = Phase
-    for parent in parents:
-        model = _nested_models().get(str(parent), model)
-    known = list(model.model_fields)
-    where = f" in `{'.'.join(map(str, parents))}`" if parents else ""
-    fix = did_you_mean(closest(key, known), "remove it")
-    return f"expected one of the keys {', '.join(known)}{where}, got `{key}`", fix
-
-
-def _nested_models() -> dict[str, type[BaseModel]]:
-    return {
-        "new_optimizer": OptimizerSpec,
-        "optimizer_init": ClassInit,
-        "new_lr_scheduler": LRSchedulerSpec,
-        "lr_scheduler_init": ClassInit,
-    }
-
-
-class TooDeepError(ValueError):
-    """A structure with more levels than any schedule needs, perhaps one that contains itself."""
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """A copy that shares no container with `value`: mappings, and the namespaces of LightningCLI, become dicts.
-
-    LightningCLI lists even the arguments that only a running session can fill in; these are left out.
-    """
-    if depth > MAX_DEPTH:
-        raise TooDeepError
-    if hasattr(value, "as_dict"):
-        value = value.as_dict()
-    if isinstance(value, Mapping):
-        copied = {key: plain(item, depth + 1) for key, item in value.items()}
-        if isinstance(arguments := copied.get("init_args"), dict):
-            unfilled = [key for key in ("params", "optimizer") if arguments.get(key, value) is None]
-            copied["init_args"] = {key: item for key, item in arguments.items() if key not in unfilled}
-        return copied
-    if isinstance(value, (list, tuple)):
-        return [plain(item, depth + 1) for item in value]
-    return value

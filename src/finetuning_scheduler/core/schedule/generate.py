@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from ...errors import OptimizerError, Problem, ScheduleError
-from .draft import plain
 from .model import Phase
 from .schedule import Schedule
+from .validation import with_key_name
+from .values import Unreadable, leaves, plain
 
 Heuristic = Literal["pairs", "blocks"]
 
@@ -25,7 +26,7 @@ _Kind = tuple[type[nn.Module], tuple[str, ...]]
 
 
 def generate(model: nn.Module, heuristic: Heuristic = "pairs", *, frozen: Collection[str] = ()) -> Schedule:
-    """Make the default schedule of a model; raises `ScheduleError` if it has nothing to thaw.
+    """Make the default schedule of a model.
 
     Both heuristics walk the parameters from the last to the first, tied ones once under their registered name, and
     leave out those whose dtype has no gradient, and those named in `frozen`.
@@ -36,6 +37,9 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs", *, frozen: Collec
       `Sequential`, `ModuleList`, or module with numbered children. Only the outermost count, of kinds that hold a
       good share of the parameters; several towers each keep their blocks. A model with no repeated block
       gets the schedule of `pairs`.
+
+    Raises:
+        ScheduleError: The model has nothing to thaw, or there is no such heuristic.
     """
     names = [
         name
@@ -75,10 +79,14 @@ def implicit(
         frozen: Names to leave out.
 
     Raises:
-        OptimizerError: A list depends on the number of groups, which differs from phase to phase.
+        OptimizerError: A list depends on the number of groups, which differs from phase to phase, or a value cannot be
+            read.
     """
     reinit_optim_cfg, reinit_lr_cfg = plain(reinit_optim_cfg), plain(reinit_lr_cfg)
-    if isinstance(reinit_lr_cfg, Mapping) and (problems := _per_group_lists(reinit_lr_cfg)):
+    problems = _unreadable({"reinit_optim_cfg": reinit_optim_cfg, "reinit_lr_cfg": reinit_lr_cfg})
+    if isinstance(reinit_lr_cfg, Mapping):
+        problems += _per_group_lists(reinit_lr_cfg)
+    if problems:
         raise OptimizerError(problems)
     phases = generate(model, frozen=frozen).to_dict()
     for number, phase in phases.items():
@@ -160,6 +168,11 @@ def _kind(module: nn.Module) -> _Kind:
     """Modules of one class are of one kind; plain containers also need the same parameters inside."""
     kind = type(module)
     return kind, tuple(name for name, _ in module.named_parameters()) if kind in _CONTAINERS else ()
+
+
+def _unreadable(settings: Mapping[str, Any]) -> list[Problem]:
+    found = [(path, leaf) for path, leaf in leaves(settings) if isinstance(leaf, Unreadable)]
+    return [Problem(with_key_name(path, leaf.message), leaf.fix) for path, leaf in found]
 
 
 def _per_group_lists(reinit_lr_cfg: Mapping[str, Any]) -> list[Problem]:

@@ -59,7 +59,10 @@ class LRSchedulerSpec(Model):
 class Phase(Model):
     """The parameters to thaw, when to go on, and what to train them with."""
 
-    params: Selectors = Field(min_length=1, description="Parameter names or regular expressions.")
+    params: Selectors = Field(
+        min_length=1,
+        description='Parameter names or regular expressions; "*" is every parameter that no phase selects otherwise.',
+    )
     max_transition_epoch: int = Field(
         default=-1, ge=-1, description="Epoch at which the next phase begins at the latest; -1: no such limit."
     )

@@ -27,8 +27,10 @@ MAX_RANGES = 256
 class ParameterIndex:
     """The names of a model's parameters, made for look-ups.
 
-    `names` are the registered names in order, `aliases` the other names of tied parameters with the registered one,
-    `fixed` the parameters whose dtype has no gradient, with that dtype.
+    Attributes:
+        names: The registered names, in order.
+        aliases: The other names of tied parameters, each with the registered one.
+        fixed: The parameters whose dtype has no gradient, with that dtype.
     """
 
     names: tuple[str, ...]

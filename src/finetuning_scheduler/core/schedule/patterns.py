@@ -17,11 +17,22 @@ _QUANTIFIERS = ("*", "+", "?", "{")
 
 
 def compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern; raises what `re` raises (`re.error`, OverflowError, RecursionError)."""
+    """Compile a pattern.
+
+    Raises:
+        re.error: It is no regular expression.
+        OverflowError: A number in it is too large.
+        RecursionError: It is nested too deep.
+    """
     with warnings.catch_warnings():
         # `re` warns about sets such as `[[a]`; they work as it documents
         warnings.simplefilter("ignore", FutureWarning)
         return re.compile(pattern)
+
+
+def grouped(pattern: str) -> str:
+    """Put a pattern in parentheses where it needs them to be a part of a longer one."""
+    return f"(?:{pattern})" if _has_alternatives(_TOKEN.findall(pattern)) else pattern
 
 
 def leading_parts(pattern: str) -> Iterator[str | None]:
@@ -31,7 +42,7 @@ def leading_parts(pattern: str) -> Iterator[str | None]:
     if "(?#" in pattern or _has_alternatives(tokens):
         return
     literal = ""
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
         character = _literal(token)
         if following.startswith(_QUANTIFIERS) or (character is None and token != "."):
             break

@@ -6,18 +6,20 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from typing import Any
 
 from ...errors import Problem, ScheduleError, ScheduleFormatError, SelectorError, joined
 from .draft import Draft
+from .hints import number_overruns, suggested_pattern
 from .model import Phase
-from .names import ParameterIndex, closest_names, matches_prefix, matches_whole, matching_names
-from .patterns import compiled, number_boundaries, with_dots_escaped, with_numbers_guarded
+from .names import ParameterIndex, closest_names, matching_names
+from .patterns import compiled
 from .schedule import Schedule
 from .wording import did_you_mean, listed
 
 MAX_SUGGESTIONS = 5  # a search for similar names costs far more than a look-up
+REST = "*"  # selects every parameter that no other selector of the schedule selects
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,12 @@ class Resolution:
 def resolve_names(drafted: Draft, index: ParameterIndex) -> Resolution:
     """Replace the selectors of a schedule by full names, in the order the model registers them."""
     resolver = _Resolver(index, drafted)
-    phases = {number: resolver.phase(number, phase) for number, phase in drafted.phases.items()}
+    selected = {number: resolver.selected(number, phase.params) for number, phase in drafted.phases.items()}
+    resolver.take_rest(selected)
+    phases = {
+        number: phase.model_copy(update={"params": tuple(dict.fromkeys(chain(*selected[number].values())))})
+        for number, phase in drafted.phases.items()
+    }
     problems = (*resolver.problems, *resolver.overlaps())
     errors: list[ScheduleError] = []
     if drafted.problems:
@@ -71,6 +78,8 @@ def resolve_names(drafted: Draft, index: ParameterIndex) -> Resolution:
     if problems:
         errors.append(SelectorError(problems))
     broken = {problem.phase for problem in problems}
+    if errors:  # what is left once the others are corrected is not known
+        broken.update(resolver.rest_phases)
     usable = takewhile(lambda number: number in phases and number not in broken, count())
     return Resolution(
         phases=tuple(phases[number] for number in usable),
@@ -95,36 +104,43 @@ class _Resolver:
         self.shared: dict[tuple[int, str, int, str], list[str]] = defaultdict(list)
         # what the phase at hand names but cannot thaw
         self.dropped: list[str] = []
+        self.rest_phases: list[int] = []
         self.suggestions = 0
 
-    def phase(self, number: int, phase: Phase) -> Phase:
-        """The phase with full names instead of selectors."""
-        names: dict[str, None] = {}
-        found_problem = False
+    def selected(self, number: int, selectors: Sequence[str]) -> dict[str, list[str]]:
+        """The full names that each selector of a phase stands for; none yet for the rest."""
+        names: dict[str, list[str]] = {}
+        problems_before = len(self.problems)
         self.dropped.clear()
-        for selector in phase.params:
-            before = len(self.problems)
-            selected = self._selected(number, selector)
-            found_problem |= len(self.problems) > before
-            names.update(dict.fromkeys(selected))
-            self._claim(number, selector, selected)
-        if not names and not found_problem:
-            self.problems.append(
-                Problem(
-                    f"expected a parameter to thaw, got only {listed(self.dropped)}",
-                    "name registered floating point parameters, or remove the phase",
-                    self.drafted.source,
-                    self.drafted.lines.get((number, phase.params[0])),
-                    number,
-                )
-            )
-        return phase.model_copy(update={"params": tuple(names)})
+        for selector in selectors:
+            names[selector] = self._selected(number, selector)
+            self._claim(number, selector, names[selector])
+        if not (any(names.values()) or number in self.rest_phases or len(self.problems) > problems_before):
+            message = f"expected a parameter to thaw, got only {listed(self.dropped)}"
+            fix = "name registered floating point parameters, or remove the phase"
+            line = self.drafted.lines.get((number, selectors[0]))
+            self.problems.append(Problem(message, fix, self.drafted.source, line, number))
+        return names
+
+    def take_rest(self, selected: Mapping[int, dict[str, list[str]]]) -> None:
+        """Give what no selector has taken to the one phase that asks for it."""
+        if not self.rest_phases:
+            return
+        first, *others = self.rest_phases
+        for number in others:
+            message = f"expected the rest in one phase only, but {self._place(first, REST)} already has it"
+            self.problems.append(self._problem(number, REST, message, "remove one of the two"))
+        rest = [name for name in self.index.names if name not in self.owners and name not in self.index.fixed]
+        if not rest:
+            message = "expected a parameter that no other selector matches, but none is left"
+            self.problems.append(self._problem(first, REST, message, "remove it, or leave parameters to it"))
+        selected[first][REST] = rest
+        self._claim(first, REST, rest)
 
     def overlaps(self) -> Iterator[Problem]:
         """One problem for each two selectors of different phases that select the same parameters."""
         for (first, first_selector, second, second_selector), names in self.shared.items():
-            line = self.drafted.lines.get((first, first_selector))
-            place = f"phase {first} by selector '{first_selector}'" + ("" if line is None else f" on line {line}")
+            place = self._place(first, first_selector)
             message = f"expected each parameter in one phase, but {place} already has {', '.join(names)}"
             yield self._problem(second, second_selector, message, "take it out of one of the two phases")
 
@@ -141,11 +157,15 @@ class _Resolver:
         if selector in self.index.aliases:
             self._notice_aliases(number, selector, [selector], set())
             return []
+        if selector == REST:
+            self.rest_phases.append(number)
+            return []
         try:
             pattern = compiled(selector)
         except (re.error, OverflowError, RecursionError) as error:
             message = f"expected a parameter name or a regular expression, got an invalid one: {error}"
-            self.problems.append(self._problem(number, selector, message, "correct the expression"))
+            fix = self._pattern_hint(selector) or "correct the expression"
+            self.problems.append(self._problem(number, selector, message, fix))
             return []
         matched = matching_names(pattern, self.index)
         if not matched:
@@ -194,12 +214,21 @@ class _Resolver:
             self.warnings.append(str(self._problem(number, selector, message, f"write '{corrected}'")))
 
     def _no_match(self, number: int, selector: str) -> Problem:
-        near: list[str] = []
-        if self.suggestions < MAX_SUGGESTIONS:
-            self.suggestions += 1
-            near = closest_names(selector, self.index)
-        fix = did_you_mean(near, "use names of the model's named_parameters()")
+        fix = self._pattern_hint(selector)
+        if fix is None:
+            near = closest_names(selector, self.index) if self.suggestions <= MAX_SUGGESTIONS else []
+            fix = did_you_mean(near, "use names of the model's named_parameters()")
         return self._problem(number, selector, "expected to match a parameter, but matches none", fix)
+
+    def _pattern_hint(self, selector: str) -> str | None:
+        """What to write instead of a selector, if that is plain; None once enough has been suggested."""
+        self.suggestions += 1
+        found = suggested_pattern(selector, self.index) if self.suggestions <= MAX_SUGGESTIONS else None
+        return None if found is None else f"write `{found[0]}` to match {listed(found[1], limit=1)}"
+
+    def _place(self, number: int, selector: str) -> str:
+        line = self.drafted.lines.get((number, selector))
+        return f"phase {number} by selector '{selector}'" + ("" if line is None else f" on line {line}")
 
     def _problem(self, number: int, selector: str, message: str, fix: str | None = None) -> Problem:
         line = self.drafted.lines.get((number, selector))
@@ -207,24 +236,3 @@ class _Resolver:
 
     def _notice(self, number: int, selector: str, message: str) -> None:
         self.notices.append(str(self._problem(number, selector, message)))
-
-
-def number_overruns(selector: str, matched: Sequence[str]) -> tuple[str, str] | None:
-    """A selector with its numbers ended where a match runs across them, and one name it then leaves out."""
-    matches = matches_whole if matches_whole(compiled(selector), matched[0]) else matches_prefix
-    overruns: dict[int, str] = {}
-    for place in number_boundaries(selector):
-        guarded = compiled(with_numbers_guarded(selector, [place]))
-        name = next((name for name in matched if not matches(guarded, name)), None)
-        if name is not None:
-            overruns[place] = name
-    if not overruns:
-        return None
-    guarded = compiled(with_numbers_guarded(selector, overruns))
-    intended = [name for name in matched if matches(guarded, name)]
-    # where nothing is left, the longer number is what the user means
-    if not intended:
-        return None
-    plain = compiled(with_dots_escaped(selector, overruns))
-    corrected = plain if all(matches(plain, name) for name in intended) else guarded
-    return corrected.pattern, next(iter(overruns.values()))

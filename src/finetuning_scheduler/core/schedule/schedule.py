@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import Field
 
 from ...errors import ScheduleFormatError
-from .draft import draft, plain
+from .draft import draft
 from .model import Model, Phase
+from .values import plain
 
 
 class Schedule(Model):
@@ -26,7 +27,11 @@ class Schedule(Model):
 
     @classmethod
     def parse(cls, source: ScheduleSource) -> Schedule:
-        """Make a schedule from a mapping or YAML file, which are left as they are; raises `ScheduleError`."""
+        """Make a schedule from a mapping or YAML file, which are left as they are.
+
+        Raises:
+            ScheduleError: With everything that is wrong with it.
+        """
         drafted = draft(source.to_dict() if isinstance(source, Schedule) else source)
         if drafted.problems:
             raise ScheduleFormatError(drafted.problems, renumbered=drafted.renumbered)

@@ -26,8 +26,11 @@ def write_schedule(
 ) -> Path:
     """Write a schedule as YAML 1.2 and return its path; a reader never sees half of the file.
 
-    `comments` holds one line for each phase, written above it. Values that YAML cannot hold (a function among
-    `init_args`) are written as the text of their `repr`.
+    Args:
+        schedule: The schedule, or its phases by number. Values that YAML cannot hold (a function among `init_args`)
+            are written as the text of their `repr`.
+        path: The file, whose directory is made if missing.
+        comments: One line for each phase, written above it.
     """
     phases = schedule if isinstance(schedule, Mapping) else schedule.to_dict()
     lines = []
