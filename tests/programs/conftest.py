@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest.register_assert_rewrite("toy_programs")
+pytest.register_assert_rewrite("toy_programs", "processes")
 
 LOGGER = "finetuning_scheduler"
 
