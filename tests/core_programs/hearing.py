@@ -50,18 +50,31 @@ def warnings_in(said: Iterable[Said]) -> list[Said]:
     return [each for each in said if each.level >= logging.WARNING]
 
 
+def the_only(said: Iterable[Said]) -> Said:
+    """Return the only message, or fail with what was said instead."""
+    messages = list(said)
+    assert len(messages) == 1, f"expected one message, got {[each.text for each in messages]}"
+    return messages[0]
+
+
 def named_in(text: str, names: Iterable[str]) -> set[str]:
-    """Which of the names a message means: each of its words that has a dot is read as a schedule's selector is."""
-    words = {word.strip(".,:;'\"`()") for word in re.split(r"[\s,'\"`]+", text)}
-    selectors = [word for word in words if "." in word and word[0].isalpha()]
+    """Which of the names a message means. Words with a dot, or in backquotes, are read as selectors of a schedule."""
+    quoted = re.findall(r"`([^`\s]+)`", text)
+    dotted = [word.rstrip(".:;") for word in re.split(r"[\s,'\"`]+", text) if "." in word.rstrip(".:;")]
+    selectors = {*quoted, *dotted, *(word.strip("()") for word in dotted)}
     return {name for name in names if any(selects(selector, name) for selector in selectors)}
 
 
 def selects(selector: str, name: str) -> bool:
+    """Whether a selector matches a name whole or up to a dot."""
+    if not selector[:1].isalpha():
+        return False
     try:
-        return re.fullmatch(rf"(?:{selector})", name) is not None
+        pattern = re.compile(selector)
     except re.error:
         return False
+    prefixes = [name[: dot.start()] for dot in re.finditer(r"\.", name)]
+    return any(pattern.fullmatch(each) for each in (name, *prefixes, *(f"{prefix}." for prefix in prefixes)))
 
 
 def names_of(module: nn.Module) -> set[str]:

@@ -57,8 +57,11 @@ class Toy(pl.LightningModule):
     def build(self) -> None:
         """Make further layers."""
 
+    def trunk(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.upper(torch.tanh(self.lower(x))))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.upper(torch.tanh(self.lower(x)))))
+        return self.head(self.trunk(x))
 
     def loss(self, batch: Tensor, batch_index: int) -> Tensor:
         return nn.functional.mse_loss(self(batch), batch.sin().sum(dim=1, keepdim=True))
