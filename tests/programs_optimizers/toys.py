@@ -160,12 +160,13 @@ def prepared(
     callbacks: Sequence[Callback] = (),
     trainer_options: Mapping[str, Any] | None = None,
     restore_best: bool = False,
+    patience: int = 1000,
     **scheduler_options: Any,
 ) -> Fit:
-    """Make the trainer of a fit. Phases end by their limits alone; nothing is restored unless it is asked for."""
+    """Make the trainer of a fit. Phases end by their limits; nothing is restored unless it is asked for."""
     scheduler = FinetuningScheduler(ft_schedule=schedule, restore_best=restore_best, **scheduler_options)
     recorder = Recorder(scheduler)
-    patient = EarlyStopping("val_loss", patience=1000)
+    patient = EarlyStopping("val_loss", patience=patience)
     trainer = make_trainer(
         root,
         callbacks=[scheduler, patient, *callbacks, recorder],
