@@ -1,4 +1,4 @@
-"""LR schedulers that the module steps itself, in ``lr_scheduler_step``: their steps take what Lightning does not give."""
+"""LR schedulers that the module steps itself, in ``lr_scheduler_step``, with arguments that Lightning does not give."""
 
 from __future__ import annotations
 
@@ -109,11 +109,17 @@ class ByUpdate(Driven):
         scheduler.step_update(num_updates=self.global_step)
 
 
-class ByEpochAndMetric(Driven):
+class ByEpochAndLoss(Driven):
+    """Needs what exists only once a batch has been trained."""
+
     make_scheduler = LikeTimm
 
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.last_loss = super().training_step(batch, batch_idx)
+        return self.last_loss
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step(self.current_epoch, self.trainer.callback_metrics["val_loss"])
+        scheduler.step(self.current_epoch, float(self.last_loss.detach()))
 
 
 class SubclassByEpoch(Driven):
@@ -150,7 +156,7 @@ class OrdinaryByHand(Driven):
 FOREIGN = {
     "timm's by epoch": ByEpoch,
     "timm's by update": ByUpdate,
-    "timm's by epoch and metric": ByEpochAndMetric,
+    "timm's by epoch and loss": ByEpochAndLoss,
 }
 OF_PYTORCH = {
     "a subclass that needs the epoch": SubclassByEpoch,
