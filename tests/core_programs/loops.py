@@ -60,7 +60,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[Any]], Optimizer]] = {"SGD": momentum_s
 
 def phases(*limits: int, by: str = "epoch", parameters: Sequence[Sequence[str]] = (HEAD, UPPER, LOWER)) -> Schedule:
     """A schedule; phase k ends at epoch or step ``limits[k]``."""
-    rates = (None, UPPER_LR, LOWER_LR)
+    rates = (None, UPPER_LR, LOWER_LR, LOWER_LR)
     schedule: Schedule = {}
     for number, names in enumerate(parameters[: len(limits) + 1]):
         schedule[number] = {"params": list(names)}

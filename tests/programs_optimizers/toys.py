@@ -89,7 +89,7 @@ def momentum_sgd(parameters: Iterable[Any]) -> Optimizer:
 
 def phases(*limits: int, parameters: Sequence[Sequence[str]] = (HEAD, UPPER, LOWER), **keys: Any) -> Schedule:
     """A schedule; phase k ends at epoch ``limits[k]``. ``phase_1={...}`` gives further keys of a phase."""
-    rates = (None, UPPER_LR, LOWER_LR)
+    rates = (None, UPPER_LR, LOWER_LR, LOWER_LR)
     schedule: Schedule = {}
     for number, names in enumerate(parameters[: len(limits) + 1]):
         schedule[number] = {"params": list(names)}
