@@ -21,9 +21,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
-from finetuning_scheduler.core.runner import PhaseRunner, Transition
-from finetuning_scheduler.core.schedule import Schedule
-from finetuning_scheduler.core.transitions import Reason
+from finetuning_scheduler.core import PhaseRunner, Reason, Schedule, Transition
 from finetuning_scheduler.errors import CheckpointError, ScheduleError
 
 BATCHES = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(1)).unbind()
