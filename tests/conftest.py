@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.reference")  # before any test imports it
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)
 

@@ -1,13 +1,10 @@
-"""Tests that start several processes; the helpers are `harness` and `cases`."""
+"""Every test here starts several processes."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

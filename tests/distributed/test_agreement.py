@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
+
+from tests.reference import cases, harness
+from tests.reference.cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
 
 pytestmark = pytest.mark.distributed
 

@@ -9,15 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import SCHEDULE, Classifier
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.reference import cases, harness
+from tests.reference.cases import SCHEDULE, Classifier
 
 HEAD_SIZE, UPPER_SIZE, LOWER_SIZE = 68, 272 + 272, 32 + 144
 

@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import AN_EPOCH_EACH, HEAD, THIRD, Classifier, fit
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy, size_based_auto_wrap_policy
+
+from tests.reference import cases, harness
+from tests.reference.cases import AN_EPOCH_EACH, HEAD, THIRD, Classifier, fit
 
 FLAT = partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded")
 

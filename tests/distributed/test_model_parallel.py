@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import AN_EPOCH_EACH, FIRST, HEAD, NORM, SECOND, THIRD, Classifier, fit
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from tests.reference import cases, harness
+from tests.reference.cases import AN_EPOCH_EACH, FIRST, HEAD, NORM, SECOND, THIRD, Classifier, fit
 
 LAYERS = "network.(first|norm|second|third|head)"
 BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import SCHEDULE, SECOND, THIRD, Classifier, Epoch, Recorder
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
+
+from tests.reference import cases, harness
+from tests.reference.cases import SCHEDULE, SECOND, THIRD, Classifier, Epoch, Recorder
 
 pytestmark = pytest.mark.distributed
 

@@ -13,6 +13,6 @@ import pytest
 @pytest.fixture
 def trainer_in(tmp_path: Path) -> Callable[..., Any]:
     """A factory of trainers; keyword arguments go to Lightning's Trainer."""
-    from toys import make_trainer
+    from tests.reference.toys import make_trainer
 
     return partial(make_trainer, tmp_path)

@@ -15,11 +15,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import BATCHES_PER_EPOCH, PhaseSpec, Recipe, build_network, normalised, train
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.optim import SGD
-from toys import (
+
+from finetuning_scheduler import FinetuningScheduler, FTSEarlyStopping
+from finetuning_scheduler.errors import ScheduleError
+from tests.reference.loop import BATCHES_PER_EPOCH, PhaseSpec, Recipe, build_network, normalised, train
+from tests.reference.toys import (
     FIRST,
     HEAD,
     SECOND,
@@ -33,9 +36,6 @@ from toys import (
     schedule_of,
     simple_recipe,
 )
-
-from finetuning_scheduler import FinetuningScheduler, FTSEarlyStopping
-from finetuning_scheduler.errors import ScheduleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from reference import PhaseSpec, Recipe, Tied, assert_same_epochs, assert_same_run, normalised, train
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -22,7 +21,9 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     StepLR,
 )
-from toys import (
+
+from tests.reference.loop import PhaseSpec, Recipe, Tied, assert_same_epochs, assert_same_run, normalised, train
+from tests.reference.toys import (
     FIRST,
     HEAD,
     SECOND,

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import BATCHES_PER_EPOCH, PhaseSpec, Recipe, assert_same_epochs, mlp
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from toys import HEAD, SECOND, THIRD, SaveAt, Session, momentum_sgd, schedule_of, simple_recipe
+
+from tests.reference.loop import BATCHES_PER_EPOCH, PhaseSpec, Recipe, assert_same_epochs, mlp
+from tests.reference.toys import HEAD, SECOND, THIRD, SaveAt, Session, momentum_sgd, schedule_of, simple_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path

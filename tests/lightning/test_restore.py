@@ -10,8 +10,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import PhaseSpec, Recipe, snapshot
-from toys import HEAD, SECOND, THIRD, Session, ToyData, momentum_sgd
+
+from tests.reference.loop import PhaseSpec, Recipe, snapshot
+from tests.reference.toys import HEAD, SECOND, THIRD, Session, ToyData, momentum_sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,19 +16,22 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import BATCHES_PER_EPOCH, History, PhaseSpec, Recipe, assert_same_epochs
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, StepLR
-from toys import (
+
+from tests.reference.loop import BATCHES_PER_EPOCH, PhaseSpec, Recipe, assert_continues
+from tests.reference.toys import (
     FIRST,
     HEAD,
     SECOND,
     THIRD,
+    WHEN_SAVED,
     SaveAt,
     Session,
     ToyResumable,
     make_trainer,
     momentum_sgd,
+    roll_back,
     simple_recipe,
 )
 
@@ -70,26 +73,6 @@ RECIPES = {
     "mixed-no-restore": replace(MIXED, restore_best=False, **EPOCH_WISE),
     "mixed-no-decay": replace(MIXED, no_decay=("bias",), optimizer=adamw, **EPOCH_WISE),
 }
-
-
-# Where ModelCheckpoint saves, so that a checkpoint written by a hook knows of the one of the same epoch.
-WHEN_SAVED: dict[str, dict[str, Any]] = {
-    "on_train_epoch_end": {},
-    "on_validation_end": {"save_on_train_epoch_end": False},
-    "on_train_batch_end": {},
-}
-
-
-def roll_back(root: Path, copied: Path) -> None:
-    """Put the checkpoint directory back to what it was when a checkpoint was saved."""
-    shutil.rmtree(root / "checkpoints", ignore_errors=True)
-    shutil.copytree(copied, root / "checkpoints")
-
-
-def assert_continues(resumed: History, uninterrupted: History, steps_done: int) -> None:
-    assert resumed.steps == uninterrupted.steps[steps_done:]
-    first = resumed.epochs[0].number
-    assert_same_epochs(resumed.epochs, uninterrupted.since(first))
 
 
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_end", "on_train_batch_end"])

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from reference import BATCHES_PER_EPOCH, PhaseSpec, Recipe, Wrapped, build_network, mlp
 from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import SWALR
-from toys import HEAD, SECOND, THIRD, SaveAt, Session
 
 from finetuning_scheduler.core import PhaseRunner
 from finetuning_scheduler.core.optim.schedulers import SUPPORTED_LR_SCHEDULERS
+from tests.reference.loop import BATCHES_PER_EPOCH, PhaseSpec, Recipe, Wrapped, build_network, mlp
+from tests.reference.toys import HEAD, SECOND, THIRD, SaveAt, Session
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -346,3 +346,9 @@ def assert_same_epochs(actual: Sequence[Epoch], expected: Sequence[Epoch]) -> No
 def assert_same_run(actual: History, expected: History) -> None:
     assert actual.steps == expected.steps, "phase and learning rates of each optimizer step"
     assert_same_epochs(actual.epochs, expected.epochs)
+
+
+def assert_continues(resumed: History, uninterrupted: History, steps_done: int) -> None:
+    assert resumed.steps == uninterrupted.steps[steps_done:]
+    first = resumed.epochs[0].number
+    assert_same_epochs(resumed.epochs, uninterrupted.since(first))

@@ -11,7 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
-from reference import (
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from .loop import (
     SEED,
     Epoch,
     History,
@@ -27,8 +30,6 @@ from reference import (
     train_data,
     val_data,
 )
-from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 
 
 def pair(layer: str) -> tuple[str, str]:
@@ -179,6 +180,20 @@ class SaveAt(Checkpoint):
             shutil.copytree(self.root / "checkpoints", copied, dirs_exist_ok=True)
         self.files[checkpoint] = copied
         self.steps[checkpoint] = trainer.global_step
+
+
+# Where ModelCheckpoint saves, so that a checkpoint written by a hook knows of the one of the same epoch.
+WHEN_SAVED: dict[str, dict[str, Any]] = {
+    "on_train_epoch_end": {},
+    "on_validation_end": {"save_on_train_epoch_end": False},
+    "on_train_batch_end": {},
+}
+
+
+def roll_back(root: Path, copied: Path) -> None:
+    """Put the checkpoint directory back to what it was when a checkpoint was saved."""
+    shutil.rmtree(root / "checkpoints", ignore_errors=True)
+    shutil.copytree(copied, root / "checkpoints")
 
 
 def simple_recipe(**changes: Any) -> Recipe:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import harness
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -33,6 +32,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.optim import SGD, AdamW, Optimizer
+
+from . import harness
 
 FEATURES, WIDTH, CLASSES = 8, 16, 4
 ROWS, BATCH = 32, 8
