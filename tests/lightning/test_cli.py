@@ -11,7 +11,8 @@ from lightning.pytorch.cli import LightningCLI
 from ruamel.yaml import YAML
 
 from finetuning_scheduler import FinetuningScheduler
-from tests.reference.toys import HEAD, THIRD, Toy
+from tests.reference.networks import HEAD, THIRD
+from tests.reference.toys import Toy
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,21 +21,10 @@ from torch.optim import SGD
 
 from finetuning_scheduler import FinetuningScheduler, FTSEarlyStopping
 from finetuning_scheduler.errors import ScheduleError
-from tests.reference.loop import BATCHES_PER_EPOCH, PhaseSpec, Recipe, build_network, normalised, train
-from tests.reference.toys import (
-    FIRST,
-    HEAD,
-    SECOND,
-    THIRD,
-    Recorder,
-    Session,
-    Toy,
-    ToyOverAll,
-    momentum_sgd,
-    pair,
-    schedule_of,
-    simple_recipe,
-)
+from tests.reference.loop import train
+from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD, build_network, normalised, pair
+from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd, schedule_of, simple_recipe
+from tests.reference.toys import Recorder, Session, Toy, ToyOverAll
 
 if TYPE_CHECKING:
     from collections.abc import Callable

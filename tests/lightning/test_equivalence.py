@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
     CosineAnnealingLR,
@@ -22,30 +22,15 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from tests.reference.loop import PhaseSpec, Recipe, Tied, assert_same_epochs, assert_same_run, normalised, train
-from tests.reference.toys import (
-    FIRST,
-    HEAD,
-    SECOND,
-    THIRD,
-    Recorder,
-    Session,
-    Toy,
-    ToyOverAll,
-    make_trainer,
-    momentum_sgd,
-    pair,
-    simple_recipe,
-    unscheduled,
-)
+from tests.reference.history import assert_same_epochs, assert_same_run
+from tests.reference.loop import train
+from tests.reference.networks import FIRST, HEAD, SECOND, THIRD, Tied, normalised, pair
+from tests.reference.recipe import PhaseSpec, Recipe, adamw, momentum_sgd, simple_recipe, unscheduled
+from tests.reference.toys import Recorder, Session, Toy, ToyOverAll, make_trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-
-def adamw(parameters: Any) -> Optimizer:
-    return AdamW(parameters, lr=0.01, weight_decay=0.1)
 
 
 def slow_sgd(parameters: Any) -> Optimizer:

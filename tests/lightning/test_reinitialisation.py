@@ -16,30 +16,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, StepLR
 
 from finetuning_scheduler.core import PhaseRunner, generate
-from tests.reference.loop import (
-    BATCHES_PER_EPOCH,
-    PhaseSpec,
-    Recipe,
-    Wrapped,
-    assert_continues,
-    assert_same_run,
-    build_network,
-    mlp,
-)
-from tests.reference.toys import (
-    FIRST,
-    HEAD,
-    SECOND,
-    THIRD,
-    WHEN_SAVED,
-    SaveAt,
-    Session,
-    Toy,
-    ToyResumable,
-    momentum_sgd,
-    roll_back,
-    schedule_of,
-)
+from tests.reference.history import assert_continues, assert_same_run
+from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD, Wrapped, build_network, mlp
+from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd, schedule_of
+from tests.reference.toys import WHEN_SAVED, SaveAt, Session, Toy, ToyResumable, roll_back
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,10 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from tests.reference.loop import PhaseSpec, Recipe, snapshot
-from tests.reference.toys import HEAD, SECOND, THIRD, Session, ToyData, momentum_sgd
+from tests.reference.history import snapshot
+from tests.reference.networks import HEAD, SECOND, THIRD
+from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd
+from tests.reference.toys import Session, ToyData
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,31 +16,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, StepLR
 
-from tests.reference.loop import BATCHES_PER_EPOCH, PhaseSpec, Recipe, assert_continues
-from tests.reference.toys import (
-    FIRST,
-    HEAD,
-    SECOND,
-    THIRD,
-    WHEN_SAVED,
-    SaveAt,
-    Session,
-    ToyResumable,
-    make_trainer,
-    momentum_sgd,
-    roll_back,
-    simple_recipe,
-)
+from tests.reference.history import assert_continues
+from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD
+from tests.reference.recipe import PhaseSpec, Recipe, adamw, momentum_sgd, simple_recipe
+from tests.reference.toys import WHEN_SAVED, SaveAt, Session, ToyResumable, make_trainer, roll_back
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def adamw(parameters: Any) -> Optimizer:
-    return AdamW(parameters, lr=0.01, weight_decay=0.1)
 
 
 STEP_WISE = {"scheduler": lambda optimizer: LinearLR(optimizer, 0.25, 1.0, total_iters=11), "interval": "step"}

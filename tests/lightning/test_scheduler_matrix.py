@@ -22,8 +22,9 @@ from torch.optim.swa_utils import SWALR
 
 from finetuning_scheduler.core import PhaseRunner
 from finetuning_scheduler.core.optim.schedulers import SUPPORTED_LR_SCHEDULERS
-from tests.reference.loop import BATCHES_PER_EPOCH, PhaseSpec, Recipe, Wrapped, build_network, mlp
-from tests.reference.toys import HEAD, SECOND, THIRD, SaveAt, Session
+from tests.reference.networks import BATCHES_PER_EPOCH, HEAD, SECOND, THIRD, Wrapped, build_network, mlp
+from tests.reference.recipe import PhaseSpec, Recipe
+from tests.reference.toys import SaveAt, Session
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from tests.reference.toys import Session, simple_recipe
+from tests.reference.recipe import simple_recipe
+from tests.reference.toys import Session
 
 THIRD_PARTY = '''
 from finetuning_scheduler.strategy_adapters import StrategyAdapter
