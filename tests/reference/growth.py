@@ -38,13 +38,13 @@ def _extend(scheduler: Any, group: Group, first: Group, apply_lambdas: bool) -> 
             _extend(part, group, first, apply_lambdas)
     elif isinstance(scheduler, (LambdaLR, MultiplicativeLR)):
         scheduler.base_lrs.append(group["initial_lr"])
-        scheduler.lr_lambdas.append(scheduler.lr_lambdas[-1] if apply_lambdas else _one)
+        scheduler.lr_lambdas.append(scheduler.lr_lambdas[-1] if apply_lambdas else one)
     else:
         extend = _EXTENSIONS.get(type(scheduler), _extend_base_lrs)
         extend(scheduler, group, first)
 
 
-def _one(_: int) -> float:
+def one(_: int) -> float:
     return 1.0
 
 
