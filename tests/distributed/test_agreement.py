@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.reference import cases, harness
-from tests.reference.cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
+from tests.reference.cases import Classifier
+from tests.reference.networks import FIRST, HEAD, NORM, SECOND, THIRD
 
 pytestmark = pytest.mark.distributed
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,7 +15,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
 from tests.reference import cases, harness
-from tests.reference.cases import SCHEDULE, SECOND, THIRD, Classifier, Epoch, Recorder
+from tests.reference.cases import SCHEDULE, Classifier, Recorder
+from tests.reference.history import Epoch
+from tests.reference.networks import SECOND, THIRD
+from tests.reference.recipe import adamw, momentum_sgd
 
 pytestmark = pytest.mark.distributed
 
@@ -32,7 +34,7 @@ NEW_OPTIMIZER: dict[int, dict[str, Any]] = {
 def zero(parameters: Any) -> torch.optim.Optimizer:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.01)
+    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Case:
     """
 
     strategy: Callable[[], Any]
-    optimizer: Callable[[Any], Any] = cases.adamw
+    optimizer: Callable[[Any], Any] = adamw
     module: Callable[[Any], Classifier] = Classifier
     adapter: dict[str, Any] = field(default_factory=dict)
     ranks: int = 2
@@ -64,13 +66,13 @@ class Case:
 LAYERS = "network.(first|norm|second|third|head)"
 FLAT = partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded")
 STRATEGIES = {
-    "ddp sgd": Case(cases.ddp, cases.sgd, variant=True),
+    "ddp sgd": Case(cases.ddp, momentum_sgd, variant=True),
     "ddp adamw": Case(cases.ddp),
     "ddp find_unused_parameters": Case(partial(cases.ddp, find_unused_parameters=True), variant=True),
     "ddp static_graph": Case(partial(cases.ddp, static_graph=True), variant=True),
-    "ddp zero": Case(cases.ddp, zero, alone=cases.adamw),
+    "ddp zero": Case(cases.ddp, zero, alone=adamw),
     "fsdp": Case(cases.fsdp),
-    "fsdp sgd, sharded checkpoints": Case(partial(cases.fsdp, state_dict_type="sharded"), cases.sgd, variant=True),
+    "fsdp sgd, sharded checkpoints": Case(partial(cases.fsdp, state_dict_type="sharded"), momentum_sgd, variant=True),
     "fsdp one unit": Case(partial(cases.fsdp, auto_wrap_policy=None), variant=True),
     "fsdp activation checkpointing": Case(
         partial(cases.fsdp, activation_checkpointing_policy={nn.Linear}), variant=True
@@ -96,7 +98,7 @@ STRATEGIES = {
         module=partial(cases.WrappedByItself, use_orig_params=False),
         variant=True,
     ),
-    "fsdp2 sgd": Case(cases.fsdp2, cases.sgd, cases.Sharded, variant=True),
+    "fsdp2 sgd": Case(cases.fsdp2, momentum_sgd, cases.Sharded, variant=True),
     "fsdp2 adamw": Case(cases.fsdp2, module=cases.Sharded),
     "fsdp2 adamw, full checkpoints": Case(
         partial(cases.fsdp2, save_distributed_checkpoint=False), module=cases.Sharded, variant=True
@@ -129,7 +131,7 @@ STRATEGIES = {
         },
         variant=True,
     ),
-    "tensor parallel": Case(cases.tensor_parallel, cases.sgd, cases.TensorParallel),
+    "tensor parallel": Case(cases.tensor_parallel, momentum_sgd, cases.TensorParallel),
     "2-d mesh": Case(cases.mesh_2d, module=cases.TensorParallel, ranks=4),
 }
 
@@ -176,13 +178,6 @@ def resume_at(epoch: int, root: Path, ranks: int, case: Case, restore_best: bool
     return harness.run_ranks(fit, ranks, root, ranks, case, restore_best, str(root / f"{epoch}.ckpt"))
 
 
-@cache
-def on_one_device(optimizer: Callable[[Any], Any], restore_best: bool) -> list[Epoch]:
-    with TemporaryDirectory() as root:
-        (epochs,) = harness.run_ranks(fit, 1, Path(root), 1, replace(ALONE, optimizer=optimizer), restore_best)
-    return epochs
-
-
 @pytest.mark.parametrize(
     ("name", "restore_best"),
     [(name, True) for name in STRATEGIES] + [(name, False) for name, case in STRATEGIES.items() if not case.variant],
@@ -191,7 +186,7 @@ def test_ranks_together_equal_one_device_and_resume_in_each_phase(
     name: str, restore_best: bool, tmp_path: Path
 ) -> None:
     case = STRATEGIES[name]
-    expected = on_one_device(case.alone or case.optimizer, restore_best)
+    expected = cases.on_one_device(case.schedule, optimizer=case.alone or case.optimizer, restore_best=restore_best)
     root = tmp_path / "many"
     assert {epoch.phase for epoch in expected} == {0, 1, 2}
     for epochs in harness.run_ranks(fit, case.ranks, root, case.ranks, case, restore_best):
@@ -216,7 +211,7 @@ REINITIALISED = {
 @pytest.mark.parametrize("name", REINITIALISED)
 def test_the_best_checkpoint_of_another_optimizer_is_restored(name: str, tmp_path: Path) -> None:
     """Phase 1 installs AdamW; before phase 2 the weights of phase 0 come back, which SGD had trained."""
-    case = replace(REINITIALISED[name], optimizer=cases.sgd, schedule=NEW_OPTIMIZER)
+    case = replace(REINITIALISED[name], optimizer=momentum_sgd, schedule=NEW_OPTIMIZER)
     alone = replace(case, strategy=ALONE.strategy, module=cases.Worsening)
     (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1, alone, True)
     for epochs in harness.run_ranks(fit, 2, tmp_path / "many", 2, case, True):
@@ -242,18 +237,17 @@ PLAN = STRATEGIES["fsdp2 plan"].adapter
     ids=["ddp", "fsdp", "fsdp use_orig_params=False", "fsdp2", "tensor parallel"],
 )
 def test_gradients_can_be_accumulated(strategy: Any, module: type[Classifier], adapter: Any, tmp_path: Path) -> None:
-    run = partial(cases.fit, schedule=WITHIN_AN_EPOCH, accumulate_grad_batches=2)
-    (expected,) = harness.run_ranks(run, 1, tmp_path / "one", 1)
-    run = partial(run, module=module, adapter=adapter)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, strategy):
+    expected = cases.on_one_device(WITHIN_AN_EPOCH, accumulate=2)
+    run = partial(cases.fit, schedule=WITHIN_AN_EPOCH, accumulate_grad_batches=2, module=module, adapter=adapter)
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, strategy):
         cases.assert_same_epochs(epochs, expected)
 
 
 @pytest.mark.parametrize(("strategy", "adapter"), [(cases.ddp, None), (cases.fsdp2, PLAN)], ids=["ddp", "fsdp2"])
 def test_layers_can_be_compiled(strategy: Any, adapter: Any, tmp_path: Path) -> None:
-    (expected,) = harness.run_ranks(cases.fit, 1, tmp_path / "one", 1)
+    expected = cases.on_one_device()
     run = partial(cases.fit, module=cases.Compiled, adapter=adapter)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, strategy):
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, strategy):
         cases.assert_same_epochs(epochs, expected)
 
 
