@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -136,13 +137,16 @@ STRATEGIES = {
 }
 
 
-class KeepEverything(Checkpoint):
-    """Saves at the end of each epoch, beside a copy of the best checkpoints as they were then."""
+class Keep(Checkpoint):
+    """Saves at the end of some epochs, beside a copy of the best checkpoints as they were then."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, epochs: Sequence[int]) -> None:
         self.root = root
+        self.epochs = epochs
 
     def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch not in self.epochs:
+            return
         trainer.save_checkpoint(self.root / f"{trainer.current_epoch}.ckpt")
         trainer.strategy.barrier()
         if trainer.is_global_zero:
@@ -153,7 +157,14 @@ class KeepEverything(Checkpoint):
 ALONE = Case(partial(str, "auto"))  # one device; it has to be picklable
 
 
-def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str | None = None) -> list[Epoch]:
+def fit(
+    root: Path,
+    ranks: int,
+    case: Case,
+    restore_best: bool,
+    keep: Sequence[int] = (),
+    resume_from: Path | None = None,
+) -> list[Epoch]:
     from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
     scheduler = FinetuningScheduler(case.schedule, restore_best=restore_best, strategy_adapter_cfg=case.adapter)
@@ -163,7 +174,7 @@ def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str
         root,
         ranks,
         case.strategy(),
-        callbacks=[scheduler, recorder, best, KeepEverything(root)],
+        callbacks=[scheduler, recorder, best, Keep(root, keep)],
         enable_checkpointing=True,
         max_epochs=20,
     )
@@ -171,11 +182,31 @@ def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str
     return recorder.epochs
 
 
-def resume_at(epoch: int, root: Path, ranks: int, case: Case, restore_best: bool) -> list[list[Epoch]]:
-    """Resume from the checkpoint of an epoch with the best checkpoints that there were then."""
-    shutil.rmtree(root / "best")
-    shutil.copytree(root / f"best-{epoch}", root / "best")
-    return harness.run_ranks(fit, ranks, root, ranks, case, restore_best, str(root / f"{epoch}.ckpt"))
+def resume(root: Path, ranks: int, case: Case, restore_best: bool, kept: Sequence[int]) -> dict[int, list[Epoch]]:
+    """Resume from the checkpoint of each kept epoch, one after the other, in ranks that have trained nothing before."""
+    resumed = {}
+    for epoch in kept:
+        roll_back(root, epoch)
+        resumed[epoch] = fit(root, ranks, case, restore_best, resume_from=root / f"{epoch}.ckpt")
+    return resumed
+
+
+def roll_back(root: Path, epoch: int) -> None:
+    """Put the best checkpoints back to what they were at the end of an epoch, once no rank needs the present ones."""
+    meet()
+    if harness.rank() == 0:
+        shutil.rmtree(root / "best")
+        shutil.copytree(root / f"best-{epoch}", root / "best")
+    meet()
+
+
+def meet() -> None:
+    """Wait for the other ranks, if they know each other yet."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+IN_EACH_PHASE = (0, 2, 4)  # an epoch of each phase of `SCHEDULE`
 
 
 @pytest.mark.parametrize(
@@ -189,11 +220,11 @@ def test_ranks_together_equal_one_device_and_resume_in_each_phase(
     expected = cases.on_one_device(case.schedule, optimizer=case.alone or case.optimizer, restore_best=restore_best)
     root = tmp_path / "many"
     assert {epoch.phase for epoch in expected} == {0, 1, 2}
-    for epochs in harness.run_ranks(fit, case.ranks, root, case.ranks, case, restore_best):
+    for epochs in harness.run_ranks(fit, case.ranks, root, case.ranks, case, restore_best, IN_EACH_PHASE):
         cases.assert_same_epochs(epochs, expected)
-    for epoch in (0, 2, 4):
-        for epochs in resume_at(epoch, root, case.ranks, case, restore_best):
-            cases.assert_same_epochs(epochs, expected[epoch + 1 :])
+    for resumed in harness.run_ranks(resume, case.ranks, root, case.ranks, case, restore_best, IN_EACH_PHASE):
+        for epoch in IN_EACH_PHASE:
+            cases.assert_same_epochs(resumed[epoch], expected[epoch + 1 :])
 
 
 REINITIALISED = {
@@ -212,13 +243,22 @@ REINITIALISED = {
 def test_the_best_checkpoint_of_another_optimizer_is_restored(name: str, tmp_path: Path) -> None:
     """Phase 1 installs AdamW; before phase 2 the weights of phase 0 come back, which SGD had trained."""
     case = replace(REINITIALISED[name], optimizer=momentum_sgd, schedule=NEW_OPTIMIZER)
-    alone = replace(case, strategy=ALONE.strategy, module=cases.Worsening)
-    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1, alone, True)
-    for epochs in harness.run_ranks(fit, 2, tmp_path / "many", 2, case, True):
+    expected = reinitialised_on_one_device()
+    kept = (2, 4)
+    for epochs in harness.run_ranks(fit, 2, tmp_path, 2, case, True, kept):
         cases.assert_same_epochs(epochs, expected)
-    for epoch in (2, 4):
-        for epochs in resume_at(epoch, tmp_path / "many", 2, case, True):
-            cases.assert_same_epochs(epochs, expected[epoch + 1 :])
+    for resumed in harness.run_ranks(resume, 2, tmp_path, 2, case, True, kept):
+        for epoch in kept:
+            cases.assert_same_epochs(resumed[epoch], expected[epoch + 1 :])
+
+
+@cache
+def reinitialised_on_one_device() -> list[Epoch]:
+    """With the package, since the reference loop installs nothing."""
+    case = replace(ALONE, optimizer=momentum_sgd, module=cases.Worsening, schedule=NEW_OPTIMIZER)
+    with TemporaryDirectory() as root:
+        (epochs,) = harness.run_ranks(fit, 1, Path(root), 1, case, True)
+    return epochs
 
 
 WITHIN_AN_EPOCH = {**cases.AN_EPOCH_EACH, 1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_step": 5}}
@@ -264,7 +304,7 @@ def test_a_checkpoint_of_one_rank_resumes_on_two_and_back(
     before: int, after: int, strategy: str, tmp_path: Path
 ) -> None:
     in_world = ACROSS_WORLD_SIZES[strategy]
-    saved = harness.run_ranks(fit, before, tmp_path, before, in_world[before], True)
-    for epoch in (0, 2, 4):
-        for epochs in resume_at(epoch, tmp_path, after, in_world[after], True):
-            cases.assert_same_epochs(epochs, saved[0][epoch + 1 :])
+    saved = harness.run_ranks(fit, before, tmp_path, before, in_world[before], True, IN_EACH_PHASE)
+    for resumed in harness.run_ranks(resume, after, tmp_path, after, in_world[after], True, IN_EACH_PHASE):
+        for epoch in IN_EACH_PHASE:
+            cases.assert_same_epochs(resumed[epoch], saved[0][epoch + 1 :])

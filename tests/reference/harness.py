@@ -24,15 +24,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+# What ranks import, directly or while they train; a name that cannot be imported is passed over.
 PRELOAD = [
-    "pytest",
+    "omegaconf",  # by Lightning, where it is installed
     "torch._dynamo",
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.fsdp",
+    "torch.distributed._tensor",
+    "torch.distributed.checkpoint._fsspec_filesystem",
+    "torch.distributed.fsdp.sharded_grad_scaler",
     "torch.distributed.optim",
-    "torch.distributed.tensor.parallel",
-    "lightning.pytorch",
     "finetuning_scheduler.fts",
+    "tests.reference.cases",
 ]
 GRACE = 1.0  # seconds that the other ranks get after one has failed
 LOG_LINES = 30
