@@ -4,13 +4,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs venv
+.PHONY: demo test test-quick coverage check docs venv
 
 demo: $(INSTALLED)  ## pre-train and fine-tune a small network three ways (about a minute)
 	$(BIN)/python -m fts_examples.digits
 
 test: $(INSTALLED)  ## all tests, two at a time
 	$(BIN)/python -m pytest -n 2
+
+test-quick: $(INSTALLED)  ## the core's tests and some of each other folder (under a minute)
+	$(BIN)/python -m pytest -n 2 -m quick
 
 check: $(INSTALLED)  ## lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -10,6 +10,8 @@ import pytest
 import finetuning_scheduler
 from finetuning_scheduler import core, fts, fts_supporters, strategy_adapters
 
+pytestmark = pytest.mark.quick
+
 LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 BLOCK_LIGHTNING = f"import sys; sys.modules.update(dict.fromkeys({LIGHTNING!r}))"
 TRAIN_IN_PHASES = """

@@ -14,8 +14,6 @@ from tests.reference import cases, harness
 from tests.reference.cases import Classifier
 from tests.reference.networks import FIRST, HEAD, NORM, SECOND, THIRD
 
-pytestmark = pytest.mark.distributed
-
 PHASES = {
     0: {"params": [*HEAD]},
     1: {"params": [*THIRD, *SECOND], "lr": 0.05},

@@ -101,6 +101,7 @@ def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
+@pytest.mark.quick
 def test_replicas_are_bitwise_identical_after_every_step(tmp_path: Path) -> None:
     first, second = harness.run_ranks(fit_ddp_replicas, 2, tmp_path)
     assert len(first) == len(second) > 20

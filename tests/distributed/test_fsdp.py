@@ -90,6 +90,7 @@ class OneUnit(Classifier):
         self.network = FullyShardedDataParallel(self.network, **options)
 
 
+@pytest.mark.quick
 def test_no_decay_is_right_with_original_parameters_and_refused_without(tmp_path: Path) -> None:
     decaying = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.3)
     options = {"module": NoDecay, "optimizer": decaying}

@@ -21,8 +21,6 @@ from tests.reference.history import Epoch
 from tests.reference.networks import SECOND, THIRD
 from tests.reference.recipe import adamw, momentum_sgd
 
-pytestmark = pytest.mark.distributed
-
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "weight_decay": 0.1}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}
 NEW_OPTIMIZER: dict[int, dict[str, Any]] = {

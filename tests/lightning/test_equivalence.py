@@ -116,6 +116,7 @@ ALL_LR_SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -241,12 +242,14 @@ def test_phases_that_name_no_learning_rate(
     assert_same_run(Session(recipe, tmp_path).fit().history, train(recipe))
 
 
+@pytest.mark.quick
 def test_implicit_mode_thaws_pairs_from_the_last_layer_to_the_first(tmp_path: Path) -> None:
     phases = tuple(PhaseSpec(names) for names in (HEAD, THIRD, SECOND, FIRST))
     recipe = replace(EARLY_STOPPING, phases=phases)
     assert_same_run(Session(recipe, tmp_path, explicit=False).fit().history, train(recipe))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("max_depth", [0, 1, 2, 3])
 def test_max_depth_makes_that_phase_the_final_one(max_depth: int, tmp_path: Path) -> None:
     session = Session(EARLY_STOPPING, tmp_path, scheduler_options={"max_depth": max_depth}).fit()
@@ -334,6 +337,7 @@ def test_gradient_accumulation(recipe: Recipe, accumulate: int, tmp_path: Path) 
     assert_same_run(Session(recipe, tmp_path).fit().history, train(recipe))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("restore_best", [True, False], ids=["restore", "no-restore"])
 def test_batch_norm_statistics_and_dropout(restore_best: bool, tmp_path: Path) -> None:
     phases = (PhaseSpec(HEAD), PhaseSpec(pair("second"), lr=0.02), PhaseSpec((*pair("norm"), *FIRST), lr=0.01))

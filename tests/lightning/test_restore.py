@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.quick
+
 EPOCHS = Recipe(
     phases=(PhaseSpec(HEAD, max_epoch=2), PhaseSpec(THIRD, lr=0.05, max_epoch=4), PhaseSpec(SECOND, lr=0.02)),
     epochs=5,

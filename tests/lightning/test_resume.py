@@ -74,6 +74,7 @@ def test_resuming_from_any_moment(recipe: Recipe, hook: str, tmp_path: Path) -> 
         assert_continues(resumed, uninterrupted, saver.steps[checkpoint])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_end"])
 def test_resuming_from_the_end_of_an_epoch_needs_no_resumable_loader(hook: str, tmp_path: Path) -> None:
     saver = SaveAt(hook, tmp_path)

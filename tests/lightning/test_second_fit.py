@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tests.reference.recipe import simple_recipe
 from tests.reference.toys import Session, Toy
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_second_fit_goes_on_in_the_phase_of_the_first(tmp_path: Path) -> None:
     session = Session(simple_recipe(), tmp_path).fit()

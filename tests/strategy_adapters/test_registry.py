@@ -14,6 +14,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tests.reference.recipe import simple_recipe
 from tests.reference.toys import Session
 
+pytestmark = pytest.mark.quick
+
 THIRD_PARTY = '''
 from finetuning_scheduler.strategy_adapters import StrategyAdapter
 
