@@ -15,6 +15,13 @@ test: $(INSTALLED)  ## all tests, two at a time
 test-quick: $(INSTALLED)  ## the core's tests and some of each other folder (under a minute)
 	$(BIN)/python -m pytest -n 2 -m quick
 
+coverage: $(INSTALLED)  ## all tests with branch coverage: a report, with the lines and branches of the core that no test reaches
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --omit='*/core/*'
+	$(BIN)/python -m coverage report --include='*/core/*'
+
 check: $(INSTALLED)  ## lint, format, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
