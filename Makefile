@@ -4,13 +4,23 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs package venv
+.PHONY: demo test test-quick coverage check docs package venv
 
 demo: $(INSTALLED)  ## pre-train and fine-tune a small network three ways (about a minute)
 	$(BIN)/python -m fts_examples.digits
 
 test: $(INSTALLED)  ## all tests, two at a time
 	$(BIN)/python -m pytest -n 2
+
+test-quick: $(INSTALLED)  ## the core's tests and some of each other folder (under a minute)
+	$(BIN)/python -m pytest -n 2 -m quick
+
+coverage: $(INSTALLED)  ## all tests with branch coverage: a report, with the lines and branches of the core that no test reaches
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --omit='*/core/*'
+	$(BIN)/python -m coverage report --include='*/core/*'
 
 check: $(INSTALLED)  ## lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -4,10 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 import finetuning_scheduler
 from finetuning_scheduler.core import json_schema
+
+pytestmark = pytest.mark.quick
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -1,12 +1,16 @@
-"""What importing the package loads, each claim in a process of its own."""
+"""What importing the package loads, told by processes that import nothing else."""
 
+import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 import finetuning_scheduler
-from finetuning_scheduler import core
+from finetuning_scheduler import core, fts, fts_supporters, strategy_adapters
+
+pytestmark = pytest.mark.quick
 
 LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 BLOCK_LIGHTNING = f"import sys; sys.modules.update(dict.fromkeys({LIGHTNING!r}))"
@@ -32,26 +36,51 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    ("module", "kept_out"),
-    [
-        ("finetuning_scheduler", (*LIGHTNING, "pydantic", "ruamel", "ruamel.yaml", "rich", "typer", "torch")),
-        ("finetuning_scheduler.core", (*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics")),
-    ],
-)
-def test_import_loads_nothing_heavier_than_it_needs(module: str, kept_out: tuple[str, ...]) -> None:
-    assert run(f"import sys, {module}; print([name for name in {kept_out!r} if name in sys.modules])") == "[]"
+# What importing each module must not load; all are imported in one process, the lightest first.
+KEPT_OUT: dict[str, set[str]] = {
+    "finetuning_scheduler": {*LIGHTNING, "pydantic", "ruamel", "ruamel.yaml", "rich", "typer", "torch"},
+    "finetuning_scheduler.errors": {*LIGHTNING},
+    "finetuning_scheduler.core": {*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics"},
+}
+LIST_LOADED = f"""
+import importlib, json, sys
+loaded = {{}}
+for module in {list(KEPT_OUT)}:
+    importlib.import_module(module)
+    loaded[module] = list(sys.modules)
+print(json.dumps(loaded))
+"""
+
+
+def test_an_import_loads_nothing_heavier_than_it_needs() -> None:
+    loaded = json.loads(run(LIST_LOADED))
+    assert loaded.keys() == KEPT_OUT.keys()
+    too_heavy = {module: KEPT_OUT[module] & {*names} for module, names in loaded.items()}
+    assert too_heavy == {module: set() for module in KEPT_OUT}
 
 
 def test_core_trains_and_public_names_resolve_where_lightning_cannot_be_imported() -> None:
-    names = "import finetuning_scheduler as f; print(f.Schedule.__name__, f.PhaseRunner.__name__)"
-    assert run(f"{BLOCK_LIGHTNING}\n{TRAIN_IN_PHASES}\n{names}") == "1\nSchedule PhaseRunner"
+    names = "import finetuning_scheduler as f; print(f.Schedule.__module__, f.Phase.__name__, f.PhaseRunner.__name__)"
+    phase, resolved = run(f"{BLOCK_LIGHTNING}\n{TRAIN_IN_PHASES}\n{names}").splitlines()
+    assert phase == "1"
+    assert re.fullmatch(r"finetuning_scheduler\.core\..* Phase PhaseRunner", resolved)
 
 
 @pytest.mark.parametrize("name", finetuning_scheduler.__all__)
 def test_every_public_name_resolves_and_is_listed(name: str) -> None:
     assert getattr(finetuning_scheduler, name).__name__ == name
     assert name in dir(finetuning_scheduler)
+
+
+def test_public_names_have_one_home_each() -> None:
+    assert fts.FinetuningScheduler is finetuning_scheduler.FinetuningScheduler
+    assert fts_supporters.FTSEarlyStopping is finetuning_scheduler.FTSEarlyStopping
+    assert fts_supporters.FTSCheckpoint is finetuning_scheduler.FTSCheckpoint
+    assert callable(fts_supporters.ScheduleImplMixin.gen_ft_schedule)
+    assert {"FinetuningScheduler", "FTSEarlyStopping", "FTSCheckpoint", "Schedule", "Phase"} <= {
+        *finetuning_scheduler.__all__
+    }
+    assert strategy_adapters.StrategyAdapter.__name__ == "StrategyAdapter"
 
 
 def test_every_name_of_core_resolves() -> None:

@@ -189,7 +189,7 @@ class Fit(Listener):
         # What is wrong with the schedule is told with everything else, when the optimizers are there.
         for first in self._found.phases[:1]:
             set_trainable(view.trained.values(), trainable=False)
-            set_trainable((view.trained[name] for name in view.merged(first.params)), trainable=True)
+            set_trainable((view.tensors[name] for name in first.params), trainable=True)
 
     def begin(self) -> None:
         """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""

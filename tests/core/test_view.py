@@ -11,8 +11,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from torch.optim import SGD
 
-from finetuning_scheduler.core.loop import PhaseRunner
-from finetuning_scheduler.core.schedule import Schedule
+from finetuning_scheduler.core import PhaseRunner, Schedule
 from finetuning_scheduler.core.schedule.generate import generate, phase_comments
 from finetuning_scheduler.core.view import ModelView, plain_name, sparse_parameters
 

@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import SCHEDULE, Classifier
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
+
+from tests.reference import cases, harness
+from tests.reference.cases import SCHEDULE, Classifier
+from tests.reference.recipe import adamw, momentum_sgd
 
 HEAD_SIZE, UPPER_SIZE, LOWER_SIZE = 68, 272 + 272, 32 + 144
 
@@ -40,7 +41,7 @@ def count_reduced_elements(root: Path) -> list[int]:
             counts.append(sum(int(size) for size in sizes.split(",")) // 4)
 
     callbacks = [FinetuningScheduler(SCHEDULE, restore_best=False), Count()]
-    cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20).fit(Classifier(cases.adamw))
+    cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20).fit(Classifier(adamw))
     return counts
 
 
@@ -63,7 +64,7 @@ def launch(root: Path, devices: int, strategy: str) -> None:
     root.mkdir()
     callbacks = [FinetuningScheduler(SCHEDULE), WriteWeights(root)]
     cases.make_trainer(root, devices, strategy, callbacks=callbacks, max_epochs=20, enable_checkpointing=True).fit(
-        Classifier(cases.sgd)
+        Classifier(momentum_sgd)
     )
 
 
@@ -79,8 +80,8 @@ def test_processes_that_lightning_forks_equal_one_device(strategy: str, tmp_path
 
 @pytest.mark.parametrize("flag", ["ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"])
 def test_the_strategy_can_be_asked_for_by_name(flag: str, tmp_path: Path) -> None:
-    (expected,) = harness.run_ranks(cases.fit, 1, tmp_path / "one", 1)
-    for epochs in harness.run_ranks(cases.fit, 2, tmp_path / "two", 2, flag):
+    expected = cases.on_one_device()
+    for epochs in harness.run_ranks(cases.fit, 2, tmp_path, 2, flag):
         cases.assert_same_epochs(epochs, expected)
 
 
@@ -96,10 +97,11 @@ def fit_ddp_replicas(root: Path) -> list[dict[str, torch.Tensor]]:
     trainer = cases.make_trainer(
         root, 2, cases.ddp(), callbacks=[FinetuningScheduler(SCHEDULE, restore_best=False), Watch()], max_epochs=20
     )
-    trainer.fit(Classifier(cases.adamw))
+    trainer.fit(Classifier(adamw))
     return seen
 
 
+@pytest.mark.quick
 def test_replicas_are_bitwise_identical_after_every_step(tmp_path: Path) -> None:
     first, second = harness.run_ranks(fit_ddp_replicas, 2, tmp_path)
     assert len(first) == len(second) > 20
@@ -117,7 +119,7 @@ class Hooked(Classifier):
     """Registers a communication hook; Lightning registers the strategy's own on GPUs only."""
 
     def __init__(self, sent: Counter[int]) -> None:
-        super().__init__(cases.adamw)
+        super().__init__(adamw)
         self.sent = sent
 
     def on_fit_start(self) -> None:
@@ -193,7 +195,7 @@ def watch_reducers(root: Path) -> tuple[list[int], bool]:
 
     watch = WatchReducers()
     callbacks = [FinetuningScheduler(cases.AN_EPOCH_EACH, max_depth=1, restore_best=False), watch]
-    cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks).fit(Classifier(cases.adamw))
+    cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks).fit(Classifier(adamw))
     return watch.others_when_made, watch.frozen_weight_kept
 
 
@@ -230,7 +232,7 @@ def fit_disturbed(root: Path, layer: str, epoch: int, resume_from: Path | None =
     callbacks = [Disturb(layer, epoch), FinetuningScheduler(SCHEDULE, restore_best=False)]
     trainer = cases.make_trainer(root, 2, cases.ddp(), callbacks=callbacks, max_epochs=20)
     with pytest.raises(RuntimeError) as error:
-        trainer.fit(Classifier(cases.adamw), ckpt_path=resume_from)
+        trainer.fit(Classifier(adamw), ckpt_path=resume_from)
     return str(error.value), trainer.global_step
 
 

@@ -6,14 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import AN_EPOCH_EACH, HEAD, THIRD, Classifier, fit
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import CustomPolicy, ModuleWrapPolicy, size_based_auto_wrap_policy
+
+from tests.reference import cases, harness
+from tests.reference.cases import AN_EPOCH_EACH, Classifier, fit
+from tests.reference.networks import CLASSIFICATION, HEAD, THIRD
+from tests.reference.recipe import adamw, momentum_sgd
 
 FLAT = partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded")
 
@@ -45,11 +47,11 @@ def test_phases_that_share_a_flat_tensor_are_refused_with_the_overrides_that_hel
         "'network.head']}."
     )
     adapter = {"awp_overrides": ["network.second", "network.third", "network.head"]}
-    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1)
+    expected = cases.on_one_device()
     for epochs in harness.run_ranks(partial(fit, adapter=adapter), 2, tmp_path / "two", 2, strategy):
         assert [epoch.phase for epoch in epochs] == [0, 1, 2]
         for one, other in zip(epochs, expected, strict=True):
-            torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-5)
+            cases.assert_same_weights(one, other)
 
 
 def test_parameters_in_no_phase_are_named_too(tmp_path: Path) -> None:
@@ -88,10 +90,11 @@ class OneUnit(Classifier):
         self.network = FullyShardedDataParallel(self.network, **options)
 
 
+@pytest.mark.quick
 def test_no_decay_is_right_with_original_parameters_and_refused_without(tmp_path: Path) -> None:
     decaying = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.3)
     options = {"module": NoDecay, "optimizer": decaying}
-    (expected,) = harness.run_ranks(partial(fit, **options), 1, tmp_path / "one", 1)
+    expected = cases.on_one_device(optimizer=decaying, no_decay=NoDecay.no_decay)
     for epochs in harness.run_ranks(partial(fit, **options), 2, tmp_path / "two", 2, cases.fsdp):
         assert [len(epoch.groups) for epoch in epochs] == [1, 3, 5]
         cases.assert_same_epochs(epochs, expected)
@@ -129,17 +132,17 @@ def test_learning_rates_by_block_need_a_unit_for_each_block(tmp_path: Path) -> N
 
 
 def test_an_optimizer_without_state_trains_where_nothing_is_saved(tmp_path: Path) -> None:
-    run = partial(fit, optimizer=partial(torch.optim.SGD, lr=0.1))
-    (expected,) = harness.run_ranks(run, 1, tmp_path / "one", 1)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.fsdp):
+    plain = partial(torch.optim.SGD, lr=0.1)
+    expected = cases.on_one_device(optimizer=plain)
+    for epochs in harness.run_ranks(partial(fit, optimizer=plain), 2, tmp_path, 2, cases.fsdp):
         cases.assert_same_epochs(epochs, expected)
 
 
 @pytest.mark.parametrize("sharding", ["SHARD_GRAD_OP", "NO_SHARD"])
 @pytest.mark.parametrize("strategy", [cases.fsdp, FLAT], ids=["original", "flat"])
 def test_other_sharding_strategies_train_the_same(strategy: Any, sharding: str, tmp_path: Path) -> None:
-    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1)
-    for epochs in harness.run_ranks(fit, 2, tmp_path / "two", 2, partial(strategy, sharding_strategy=sharding)):
+    expected = cases.on_one_device()
+    for epochs in harness.run_ranks(fit, 2, tmp_path, 2, partial(strategy, sharding_strategy=sharding)):
         cases.assert_same_epochs(epochs, expected)
 
 
@@ -162,12 +165,15 @@ def test_everything_that_is_wrong_comes_in_one_report(tmp_path: Path) -> None:
     assert f"\n4. {ONE_UNIT.replace('unit Classifier', 'unit NoDecay')}" in message
 
 
-@pytest.mark.parametrize("options", [{"gradient_clip_algorithm": "value"}, {"module": Own}], ids=["value", "by itself"])
-def test_gradients_can_be_clipped(options: dict[str, Any], tmp_path: Path) -> None:
-    alone = {key: value for key, value in options.items() if key != "module"}
-    (expected,) = harness.run_ranks(partial(fit, gradient_clip_val=0.05, **alone), 1, tmp_path / "one", 1)
+@pytest.mark.parametrize(
+    ("options", "alone"),
+    [({"gradient_clip_algorithm": "value"}, {"clip_value": 0.05}), ({"module": Own}, {"clip_norm": 0.05})],
+    ids=["value", "by itself"],
+)
+def test_gradients_can_be_clipped(options: dict[str, Any], alone: dict[str, float], tmp_path: Path) -> None:
+    expected = cases.on_one_device(**alone)
     clipped = partial(fit, gradient_clip_val=0.05, **options)
-    for epochs in harness.run_ranks(clipped, 2, tmp_path / "two", 2, cases.fsdp):
+    for epochs in harness.run_ranks(clipped, 2, tmp_path, 2, cases.fsdp):
         cases.assert_same_epochs(epochs, expected)
 
 
@@ -224,7 +230,7 @@ def units_with_overrides(root: Path, policy: Any) -> tuple[list[str], bool]:
     adapter = {"awp_overrides": ["network.(head|norm)"]}
     scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=adapter)
     trainer = cases.make_trainer(root, 2, strategy, callbacks=[scheduler, Look()], max_epochs=1)
-    trainer.fit(Classifier(cases.adamw))
+    trainer.fit(Classifier(adamw))
     # A unit's name ends in the name of the module that it wraps.
     return sorted({unit.rstrip(".") for unit in units}), strategy.kwargs == before
 
@@ -236,7 +242,7 @@ def policy_after_a_failure(root: Path) -> bool:
     before = strategy.kwargs["auto_wrap_policy"]
     adapter = {"awp_overrides": ["network.head"]}
     scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=adapter)
-    module = Failing(cases.adamw)
+    module = Failing(adamw)
     with pytest.raises(ValueError, match="no optimizer today"):
         cases.make_trainer(root, 2, strategy, callbacks=[scheduler]).fit(module)
     return strategy.kwargs["auto_wrap_policy"] is before and "configure_model" not in vars(module)
@@ -252,7 +258,7 @@ def test_a_fit_that_fails_while_it_is_set_up_leaves_nothing_behind(tmp_path: Pat
 
 
 def is_first(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and module.in_features == cases.FEATURES
+    return isinstance(module, nn.Linear) and module.in_features == CLASSIFICATION.features
 
 
 def test_the_default_schedule_has_the_names_from_before_wrapping(tmp_path: Path) -> None:
@@ -271,15 +277,15 @@ def generate_only(root: Path, strategy: Any) -> None:
     scheduler = FinetuningScheduler(gen_ft_sched_only=True, log_dir=root)
     strategy = strategy if isinstance(strategy, str) else strategy()
     with pytest.raises(SystemExit):
-        cases.make_trainer(root, harness.world_size(), strategy, callbacks=[scheduler]).fit(Classifier(cases.adamw))
+        cases.make_trainer(root, harness.world_size(), strategy, callbacks=[scheduler]).fit(Classifier(adamw))
 
 
 def test_mixed_precision_reduces_in_full_precision_in_every_phase(tmp_path: Path) -> None:
     """Compare with one device that computes gradients in bfloat16, rank by rank, and averages them in float32."""
     precision = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    expected = cases.mixed_precision_by_hand(AN_EPOCH_EACH)
+    expected = cases.MixedPrecisionLoop(cases.recipe_of(optimizer=momentum_sgd)).run().epochs
     strategy = partial(cases.fsdp, mixed_precision=precision)
-    for epochs in harness.run_ranks(partial(fit, optimizer=cases.sgd), 2, tmp_path, 2, strategy):
+    for epochs in harness.run_ranks(partial(fit, optimizer=momentum_sgd), 2, tmp_path, 2, strategy):
         assert [epoch.phase for epoch in epochs] == [0, 1, 2]
-        for epoch, weights in zip(epochs, expected, strict=True):
-            torch.testing.assert_close(epoch.weights, weights, rtol=0, atol=1e-5)
+        for one, other in zip(epochs, expected, strict=True):
+            cases.assert_same_weights(one, other)

@@ -11,8 +11,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
-from harness import rank, run_ranks, world_size
 from torch import nn
+
+from tests.reference.harness import rank, run_ranks, world_size
 
 
 def describe(prefix: str) -> tuple[str, int, int, int]:

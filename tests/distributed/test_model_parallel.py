@@ -7,14 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import AN_EPOCH_EACH, FIRST, HEAD, NORM, SECOND, THIRD, Classifier, fit
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from tests.reference import cases, harness
+from tests.reference.cases import AN_EPOCH_EACH, Classifier, fit
+from tests.reference.networks import FIRST, HEAD, NORM, SECOND, THIRD, Share
+from tests.reference.recipe import adamw, momentum_sgd
 
 LAYERS = "network.(first|norm|second|third|head)"
 BFLOAT16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -52,12 +54,12 @@ def test_layers_frozen_at_the_first_forward_pass_reduce_gradients_in_full_precis
     module: type[Classifier], adapter: Any, tmp_path: Path
 ) -> None:
     """Compare with one device that computes gradients in bfloat16, rank by rank, and averages them in float32."""
-    expected = cases.mixed_precision_by_hand(AN_EPOCH_EACH)
-    run = partial(fit, module=module, adapter=adapter, optimizer=cases.sgd)
+    expected = cases.MixedPrecisionLoop(cases.recipe_of(optimizer=momentum_sgd)).run().epochs
+    run = partial(fit, module=module, adapter=adapter, optimizer=momentum_sgd)
     for epochs in harness.run_ranks(run, 2, tmp_path, 2, cases.fsdp2):
         assert [epoch.phase for epoch in epochs] == [0, 1, 2]
-        for epoch, weights in zip(epochs, expected, strict=True):
-            torch.testing.assert_close(epoch.weights, weights, rtol=0, atol=1e-5)
+        for one, other in zip(epochs, expected, strict=True):
+            cases.assert_same_weights(one, other)
 
 
 # --- plain and distributed tensors -----------------------------------------------------------------------------------
@@ -78,13 +80,12 @@ MIXED_LATER = {
 def test_plain_and_distributed_tensors_get_groups_of_their_own(
     schedule: dict[int, dict[str, Any]], groups: list[int], tmp_path: Path
 ) -> None:
-    run = partial(fit, schedule=schedule, optimizer=foreach_adamw)
-    (expected,) = harness.run_ranks(run, 1, tmp_path / "one", 1)
-    run = partial(run, module=cases.TensorParallel)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.tensor_parallel):
+    expected = cases.on_one_device(schedule, optimizer=foreach_adamw)
+    run = partial(fit, schedule=schedule, optimizer=foreach_adamw, module=cases.TensorParallel)
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, cases.tensor_parallel):
         assert [len(epoch.groups) for epoch in epochs] == groups
         for one, other in zip(epochs, expected, strict=True):
-            torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-5)
+            cases.assert_same_weights(one, other)
 
 
 class ClipsByItself(cases.TensorParallel):
@@ -108,17 +109,17 @@ def test_clipping_that_pytorch_cannot_do_is_refused(algorithm: str, tmp_path: Pa
 
 def test_gradients_can_be_clipped_group_by_group(tmp_path: Path) -> None:
     options = {"gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"}
-    (expected,) = harness.run_ranks(partial(fit, **options), 1, tmp_path / "one", 1)
+    expected = cases.on_one_device(clip_value=0.05)
     run = partial(fit, module=ClipsByItself, **options)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.tensor_parallel):
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, cases.tensor_parallel):
         for one, other in zip(epochs, expected, strict=True):
-            torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=1e-5)
+            cases.assert_same_weights(one, other)
 
 
 def test_gradients_that_are_all_distributed_can_be_clipped(tmp_path: Path) -> None:
-    (expected,) = harness.run_ranks(partial(fit, gradient_clip_val=0.05), 1, tmp_path / "one", 1)
+    expected = cases.on_one_device(clip_norm=0.05)
     run = partial(fit, module=cases.Sharded, gradient_clip_val=0.05)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, cases.fsdp2):
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, cases.fsdp2):
         cases.assert_same_epochs(epochs, expected)
 
 
@@ -197,12 +198,12 @@ def fit_twice(root: Path, strategy: Callable[[], Any], again_from: str | None) -
     recorder = cases.Recorder(lambda: scheduler.curr_depth)
     callbacks = [scheduler, recorder, SaveBeforeTheFirstStep(root)]
     trainer = cases.make_trainer(root, 2, strategy(), callbacks=callbacks)
-    module = Classifier(cases.adamw)
+    module = Classifier(adamw)
     trainer.fit(module)
     recorder.epochs.clear()
     trainer.fit_loop.max_epochs = 7
     trainer.fit(module, ckpt_path=again_from)
-    return [(epoch.epoch, epoch.phase) for epoch in recorder.epochs]
+    return [(epoch.number, epoch.phase) for epoch in recorder.epochs]
 
 
 class Remembering(Classifier):
@@ -250,7 +251,7 @@ def units(root: Path, module: type[Classifier], adapter: dict[str, Any]) -> dict
 
     scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=adapter)
     trainer = cases.make_trainer(root, 2, cases.fsdp2(), callbacks=[scheduler, Look()], max_epochs=1)
-    trainer.fit(module(cases.adamw))
+    trainer.fit(module(adamw))
     assert "configure_model" not in vars(trainer.lightning_module)
     return seen
 
@@ -284,7 +285,7 @@ def validated(root: Path, strategy: Callable[[], Any]) -> tuple[float, float, bo
     plan = PLAN if strategy is cases.fsdp2 else None
     scheduler = FinetuningScheduler(AN_EPOCH_EACH, restore_best=False, strategy_adapter_cfg=plan)
     trainer = cases.make_trainer(root, 2, strategy(), callbacks=[scheduler])
-    module = Classifier(cases.adamw)
+    module = Classifier(adamw)
     (before,) = trainer.validate(module)
     trainer.fit(module)
     (after,) = trainer.validate(module)
@@ -415,8 +416,9 @@ def test_plain_tensors_that_drift_apart_are_found_after_the_first_step(tmp_path:
 class DifferentData(cases.TensorParallel):
     """Ranks of one tensor-parallel group are given different rows by mistake."""
 
-    def train_dataloader(self) -> cases.Batches:
-        return cases.Batches(1, harness.rank(), 2)
+    def train_dataloader(self) -> Share:
+        task = self.recipe.task
+        return Share(task.training(), task.batch_size, harness.rank(), 2)
 
 
 def drifts(root: Path) -> str:

@@ -8,12 +8,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
 
 from finetuning_scheduler.strategy_adapters import StrategyAdapter
+from tests.reference import cases, harness
 
 PAGES = Path(__file__).parents[2] / "docs" / "strategies"
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import SCHEDULE, SECOND, THIRD, Classifier, Epoch, Recorder
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-pytestmark = pytest.mark.distributed
+from tests.reference import cases, harness
+from tests.reference.cases import SCHEDULE, Classifier, Recorder
+from tests.reference.history import Epoch
+from tests.reference.networks import SECOND, THIRD
+from tests.reference.recipe import adamw, momentum_sgd
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "weight_decay": 0.1}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}
@@ -32,7 +33,7 @@ NEW_OPTIMIZER: dict[int, dict[str, Any]] = {
 def zero(parameters: Any) -> torch.optim.Optimizer:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.01)
+    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, lr=0.01, weight_decay=0.1)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Case:
     """
 
     strategy: Callable[[], Any]
-    optimizer: Callable[[Any], Any] = cases.adamw
+    optimizer: Callable[[Any], Any] = adamw
     module: Callable[[Any], Classifier] = Classifier
     adapter: dict[str, Any] = field(default_factory=dict)
     ranks: int = 2
@@ -64,13 +65,13 @@ class Case:
 LAYERS = "network.(first|norm|second|third|head)"
 FLAT = partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded")
 STRATEGIES = {
-    "ddp sgd": Case(cases.ddp, cases.sgd, variant=True),
+    "ddp sgd": Case(cases.ddp, momentum_sgd, variant=True),
     "ddp adamw": Case(cases.ddp),
     "ddp find_unused_parameters": Case(partial(cases.ddp, find_unused_parameters=True), variant=True),
     "ddp static_graph": Case(partial(cases.ddp, static_graph=True), variant=True),
-    "ddp zero": Case(cases.ddp, zero, alone=cases.adamw),
+    "ddp zero": Case(cases.ddp, zero, alone=adamw),
     "fsdp": Case(cases.fsdp),
-    "fsdp sgd, sharded checkpoints": Case(partial(cases.fsdp, state_dict_type="sharded"), cases.sgd, variant=True),
+    "fsdp sgd, sharded checkpoints": Case(partial(cases.fsdp, state_dict_type="sharded"), momentum_sgd, variant=True),
     "fsdp one unit": Case(partial(cases.fsdp, auto_wrap_policy=None), variant=True),
     "fsdp activation checkpointing": Case(
         partial(cases.fsdp, activation_checkpointing_policy={nn.Linear}), variant=True
@@ -96,7 +97,7 @@ STRATEGIES = {
         module=partial(cases.WrappedByItself, use_orig_params=False),
         variant=True,
     ),
-    "fsdp2 sgd": Case(cases.fsdp2, cases.sgd, cases.Sharded, variant=True),
+    "fsdp2 sgd": Case(cases.fsdp2, momentum_sgd, cases.Sharded, variant=True),
     "fsdp2 adamw": Case(cases.fsdp2, module=cases.Sharded),
     "fsdp2 adamw, full checkpoints": Case(
         partial(cases.fsdp2, save_distributed_checkpoint=False), module=cases.Sharded, variant=True
@@ -129,18 +130,21 @@ STRATEGIES = {
         },
         variant=True,
     ),
-    "tensor parallel": Case(cases.tensor_parallel, cases.sgd, cases.TensorParallel),
+    "tensor parallel": Case(cases.tensor_parallel, momentum_sgd, cases.TensorParallel),
     "2-d mesh": Case(cases.mesh_2d, module=cases.TensorParallel, ranks=4),
 }
 
 
-class KeepEverything(Checkpoint):
-    """Saves at the end of each epoch, beside a copy of the best checkpoints as they were then."""
+class Keep(Checkpoint):
+    """Saves at the end of some epochs, beside a copy of the best checkpoints as they were then."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, epochs: Sequence[int]) -> None:
         self.root = root
+        self.epochs = epochs
 
     def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.current_epoch not in self.epochs:
+            return
         trainer.save_checkpoint(self.root / f"{trainer.current_epoch}.ckpt")
         trainer.strategy.barrier()
         if trainer.is_global_zero:
@@ -151,7 +155,14 @@ class KeepEverything(Checkpoint):
 ALONE = Case(partial(str, "auto"))  # one device; it has to be picklable
 
 
-def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str | None = None) -> list[Epoch]:
+def fit(
+    root: Path,
+    ranks: int,
+    case: Case,
+    restore_best: bool,
+    keep: Sequence[int] = (),
+    resume_from: Path | None = None,
+) -> list[Epoch]:
     from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
     scheduler = FinetuningScheduler(case.schedule, restore_best=restore_best, strategy_adapter_cfg=case.adapter)
@@ -161,7 +172,7 @@ def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str
         root,
         ranks,
         case.strategy(),
-        callbacks=[scheduler, recorder, best, KeepEverything(root)],
+        callbacks=[scheduler, recorder, best, Keep(root, keep)],
         enable_checkpointing=True,
         max_epochs=20,
     )
@@ -169,18 +180,31 @@ def fit(root: Path, ranks: int, case: Case, restore_best: bool, resume_from: str
     return recorder.epochs
 
 
-def resume_at(epoch: int, root: Path, ranks: int, case: Case, restore_best: bool) -> list[list[Epoch]]:
-    """Resume from the checkpoint of an epoch with the best checkpoints that there were then."""
-    shutil.rmtree(root / "best")
-    shutil.copytree(root / f"best-{epoch}", root / "best")
-    return harness.run_ranks(fit, ranks, root, ranks, case, restore_best, str(root / f"{epoch}.ckpt"))
+def resume(root: Path, ranks: int, case: Case, restore_best: bool, kept: Sequence[int]) -> dict[int, list[Epoch]]:
+    """Resume from the checkpoint of each kept epoch, one after the other, in ranks that have trained nothing before."""
+    resumed = {}
+    for epoch in kept:
+        roll_back(root, epoch)
+        resumed[epoch] = fit(root, ranks, case, restore_best, resume_from=root / f"{epoch}.ckpt")
+    return resumed
 
 
-@cache
-def on_one_device(optimizer: Callable[[Any], Any], restore_best: bool) -> list[Epoch]:
-    with TemporaryDirectory() as root:
-        (epochs,) = harness.run_ranks(fit, 1, Path(root), 1, replace(ALONE, optimizer=optimizer), restore_best)
-    return epochs
+def roll_back(root: Path, epoch: int) -> None:
+    """Put the best checkpoints back to what they were at the end of an epoch, once no rank needs the present ones."""
+    meet()
+    if harness.rank() == 0:
+        shutil.rmtree(root / "best")
+        shutil.copytree(root / f"best-{epoch}", root / "best")
+    meet()
+
+
+def meet() -> None:
+    """Wait for the other ranks, if they know each other yet."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+IN_EACH_PHASE = (0, 2, 4)  # an epoch of each phase of `SCHEDULE`
 
 
 @pytest.mark.parametrize(
@@ -191,14 +215,14 @@ def test_ranks_together_equal_one_device_and_resume_in_each_phase(
     name: str, restore_best: bool, tmp_path: Path
 ) -> None:
     case = STRATEGIES[name]
-    expected = on_one_device(case.alone or case.optimizer, restore_best)
+    expected = cases.on_one_device(case.schedule, optimizer=case.alone or case.optimizer, restore_best=restore_best)
     root = tmp_path / "many"
     assert {epoch.phase for epoch in expected} == {0, 1, 2}
-    for epochs in harness.run_ranks(fit, case.ranks, root, case.ranks, case, restore_best):
+    for epochs in harness.run_ranks(fit, case.ranks, root, case.ranks, case, restore_best, IN_EACH_PHASE):
         cases.assert_same_epochs(epochs, expected)
-    for epoch in (0, 2, 4):
-        for epochs in resume_at(epoch, root, case.ranks, case, restore_best):
-            cases.assert_same_epochs(epochs, expected[epoch + 1 :])
+    for resumed in harness.run_ranks(resume, case.ranks, root, case.ranks, case, restore_best, IN_EACH_PHASE):
+        for epoch in IN_EACH_PHASE:
+            cases.assert_same_epochs(resumed[epoch], expected[epoch + 1 :])
 
 
 REINITIALISED = {
@@ -216,14 +240,23 @@ REINITIALISED = {
 @pytest.mark.parametrize("name", REINITIALISED)
 def test_the_best_checkpoint_of_another_optimizer_is_restored(name: str, tmp_path: Path) -> None:
     """Phase 1 installs AdamW; before phase 2 the weights of phase 0 come back, which SGD had trained."""
-    case = replace(REINITIALISED[name], optimizer=cases.sgd, schedule=NEW_OPTIMIZER)
-    alone = replace(case, strategy=ALONE.strategy, module=cases.Worsening)
-    (expected,) = harness.run_ranks(fit, 1, tmp_path / "one", 1, alone, True)
-    for epochs in harness.run_ranks(fit, 2, tmp_path / "many", 2, case, True):
+    case = replace(REINITIALISED[name], optimizer=momentum_sgd, schedule=NEW_OPTIMIZER)
+    expected = reinitialised_on_one_device()
+    kept = (2, 4)
+    for epochs in harness.run_ranks(fit, 2, tmp_path, 2, case, True, kept):
         cases.assert_same_epochs(epochs, expected)
-    for epoch in (2, 4):
-        for epochs in resume_at(epoch, tmp_path / "many", 2, case, True):
-            cases.assert_same_epochs(epochs, expected[epoch + 1 :])
+    for resumed in harness.run_ranks(resume, 2, tmp_path, 2, case, True, kept):
+        for epoch in kept:
+            cases.assert_same_epochs(resumed[epoch], expected[epoch + 1 :])
+
+
+@cache
+def reinitialised_on_one_device() -> list[Epoch]:
+    """With the package, since the reference loop installs nothing."""
+    case = replace(ALONE, optimizer=momentum_sgd, module=cases.Worsening, schedule=NEW_OPTIMIZER)
+    with TemporaryDirectory() as root:
+        (epochs,) = harness.run_ranks(fit, 1, Path(root), 1, case, True)
+    return epochs
 
 
 WITHIN_AN_EPOCH = {**cases.AN_EPOCH_EACH, 1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_step": 5}}
@@ -242,18 +275,17 @@ PLAN = STRATEGIES["fsdp2 plan"].adapter
     ids=["ddp", "fsdp", "fsdp use_orig_params=False", "fsdp2", "tensor parallel"],
 )
 def test_gradients_can_be_accumulated(strategy: Any, module: type[Classifier], adapter: Any, tmp_path: Path) -> None:
-    run = partial(cases.fit, schedule=WITHIN_AN_EPOCH, accumulate_grad_batches=2)
-    (expected,) = harness.run_ranks(run, 1, tmp_path / "one", 1)
-    run = partial(run, module=module, adapter=adapter)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, strategy):
+    expected = cases.on_one_device(WITHIN_AN_EPOCH, accumulate=2)
+    run = partial(cases.fit, schedule=WITHIN_AN_EPOCH, accumulate_grad_batches=2, module=module, adapter=adapter)
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, strategy):
         cases.assert_same_epochs(epochs, expected)
 
 
 @pytest.mark.parametrize(("strategy", "adapter"), [(cases.ddp, None), (cases.fsdp2, PLAN)], ids=["ddp", "fsdp2"])
 def test_layers_can_be_compiled(strategy: Any, adapter: Any, tmp_path: Path) -> None:
-    (expected,) = harness.run_ranks(cases.fit, 1, tmp_path / "one", 1)
+    expected = cases.on_one_device()
     run = partial(cases.fit, module=cases.Compiled, adapter=adapter)
-    for epochs in harness.run_ranks(run, 2, tmp_path / "two", 2, strategy):
+    for epochs in harness.run_ranks(run, 2, tmp_path, 2, strategy):
         cases.assert_same_epochs(epochs, expected)
 
 
@@ -270,7 +302,7 @@ def test_a_checkpoint_of_one_rank_resumes_on_two_and_back(
     before: int, after: int, strategy: str, tmp_path: Path
 ) -> None:
     in_world = ACROSS_WORLD_SIZES[strategy]
-    saved = harness.run_ranks(fit, before, tmp_path, before, in_world[before], True)
-    for epoch in (0, 2, 4):
-        for epochs in resume_at(epoch, tmp_path, after, in_world[after], True):
-            cases.assert_same_epochs(epochs, saved[0][epoch + 1 :])
+    saved = harness.run_ranks(fit, before, tmp_path, before, in_world[before], True, IN_EACH_PHASE)
+    for resumed in harness.run_ranks(resume, after, tmp_path, after, in_world[after], True, IN_EACH_PHASE):
+        for epoch in IN_EACH_PHASE:
+            cases.assert_same_epochs(resumed[epoch], saved[0][epoch + 1 :])

@@ -14,6 +14,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "120"})
 
 
+@pytest.mark.quick
 def test_the_three_ways_and_their_phases_are_printed() -> None:
     result = run("--max-epochs", "2", "--train-rows", "40")
     assert result.exit_code == 0, result.output

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lightning.pytorch.cli import LightningCLI
 from ruamel.yaml import YAML
-from toys import HEAD, THIRD, Toy
 
 from finetuning_scheduler import FinetuningScheduler
+from tests.reference.networks import HEAD, THIRD
+from tests.reference.toys import Toy
 
 if TYPE_CHECKING:
     from pathlib import Path

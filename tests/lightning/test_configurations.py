@@ -15,27 +15,16 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import BATCHES_PER_EPOCH, PhaseSpec, Recipe, build_network, normalised, train
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 from torch.optim import SGD
-from toys import (
-    FIRST,
-    HEAD,
-    SECOND,
-    THIRD,
-    Recorder,
-    Session,
-    Toy,
-    ToyOverAll,
-    momentum_sgd,
-    pair,
-    schedule_of,
-    simple_recipe,
-)
 
 from finetuning_scheduler import FinetuningScheduler, FTSEarlyStopping
 from finetuning_scheduler.errors import ScheduleError
+from tests.reference.loop import train
+from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD, build_network, normalised, pair
+from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd, schedule_of, simple_recipe
+from tests.reference.toys import Recorder, Session, Toy, ToyOverAll
 
 if TYPE_CHECKING:
     from collections.abc import Callable

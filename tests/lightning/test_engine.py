@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import PhaseSpec
-from toys import FIRST, HEAD, SECOND, THIRD, SaveAt, Session, Toy, schedule_of, simple_recipe
 
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
 from finetuning_scheduler.strategy_adapters import StrategyAdapter
+from tests.reference.networks import FIRST, HEAD, SECOND, THIRD
+from tests.reference.recipe import PhaseSpec, schedule_of, simple_recipe
+from tests.reference.toys import SaveAt, Session, Toy
 
 LOGGER = logging.getLogger("finetuning_scheduler")
 STEP_LR = {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import BATCHES_PER_EPOCH, PhaseSpec, Recipe, assert_same_epochs, mlp
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from toys import HEAD, SECOND, THIRD, SaveAt, Session, momentum_sgd, schedule_of, simple_recipe
+
+from tests.reference.history import assert_same_epochs
+from tests.reference.networks import BATCHES_PER_EPOCH, HEAD, SECOND, THIRD, mlp
+from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd, schedule_of, simple_recipe
+from tests.reference.toys import SaveAt, Session
 
 if TYPE_CHECKING:
     from pathlib import Path

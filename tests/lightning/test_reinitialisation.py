@@ -12,13 +12,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import BATCHES_PER_EPOCH, PhaseSpec, Recipe, Wrapped, assert_same_run, build_network, mlp
-from test_resume import WHEN_SAVED, assert_continues, roll_back
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, StepLR
-from toys import FIRST, HEAD, SECOND, THIRD, SaveAt, Session, Toy, ToyResumable, momentum_sgd, schedule_of
 
 from finetuning_scheduler.core import PhaseRunner, generate
+from tests.reference.history import assert_continues, assert_same_run
+from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD, Wrapped, build_network, mlp
+from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd, schedule_of
+from tests.reference.toys import WHEN_SAVED, SaveAt, Session, Toy, ToyResumable, roll_back
 
 if TYPE_CHECKING:
     from pathlib import Path

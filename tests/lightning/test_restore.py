@@ -10,12 +10,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import PhaseSpec, Recipe, snapshot
-from toys import HEAD, SECOND, THIRD, Session, ToyData, momentum_sgd
+
+from tests.reference.history import snapshot
+from tests.reference.networks import HEAD, SECOND, THIRD
+from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd
+from tests.reference.toys import Session, ToyData
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+pytestmark = pytest.mark.quick
 
 EPOCHS = Recipe(
     phases=(PhaseSpec(HEAD, max_epoch=2), PhaseSpec(THIRD, lr=0.05, max_epoch=4), PhaseSpec(SECOND, lr=0.02)),

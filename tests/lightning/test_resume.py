@@ -16,28 +16,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from reference import BATCHES_PER_EPOCH, History, PhaseSpec, Recipe, assert_same_epochs
-from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, StepLR
-from toys import (
-    FIRST,
-    HEAD,
-    SECOND,
-    THIRD,
-    SaveAt,
-    Session,
-    ToyResumable,
-    make_trainer,
-    momentum_sgd,
-    simple_recipe,
-)
+
+from tests.reference.history import assert_continues
+from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD
+from tests.reference.recipe import PhaseSpec, Recipe, adamw, momentum_sgd, simple_recipe
+from tests.reference.toys import WHEN_SAVED, SaveAt, Session, ToyResumable, make_trainer, roll_back
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def adamw(parameters: Any) -> Optimizer:
-    return AdamW(parameters, lr=0.01, weight_decay=0.1)
 
 
 STEP_WISE = {"scheduler": lambda optimizer: LinearLR(optimizer, 0.25, 1.0, total_iters=11), "interval": "step"}
@@ -72,26 +59,6 @@ RECIPES = {
 }
 
 
-# Where ModelCheckpoint saves, so that a checkpoint written by a hook knows of the one of the same epoch.
-WHEN_SAVED: dict[str, dict[str, Any]] = {
-    "on_train_epoch_end": {},
-    "on_validation_end": {"save_on_train_epoch_end": False},
-    "on_train_batch_end": {},
-}
-
-
-def roll_back(root: Path, copied: Path) -> None:
-    """Put the checkpoint directory back to what it was when a checkpoint was saved."""
-    shutil.rmtree(root / "checkpoints", ignore_errors=True)
-    shutil.copytree(copied, root / "checkpoints")
-
-
-def assert_continues(resumed: History, uninterrupted: History, steps_done: int) -> None:
-    assert resumed.steps == uninterrupted.steps[steps_done:]
-    first = resumed.epochs[0].number
-    assert_same_epochs(resumed.epochs, uninterrupted.since(first))
-
-
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_end", "on_train_batch_end"])
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
 def test_resuming_from_any_moment(recipe: Recipe, hook: str, tmp_path: Path) -> None:
@@ -107,6 +74,7 @@ def test_resuming_from_any_moment(recipe: Recipe, hook: str, tmp_path: Path) -> 
         assert_continues(resumed, uninterrupted, saver.steps[checkpoint])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_end"])
 def test_resuming_from_the_end_of_an_epoch_needs_no_resumable_loader(hook: str, tmp_path: Path) -> None:
     saver = SaveAt(hook, tmp_path)

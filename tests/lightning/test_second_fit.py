@@ -9,7 +9,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from toys import Session, Toy, simple_recipe
+
+from tests.reference.recipe import simple_recipe
+from tests.reference.toys import Session, Toy
+
+pytestmark = pytest.mark.quick
 
 
 def test_a_second_fit_goes_on_in_the_phase_of_the_first(tmp_path: Path) -> None:

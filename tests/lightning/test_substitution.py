@@ -10,7 +10,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from toys import Recorder, Toy, schedule_of, simple_recipe
+
+from tests.reference.recipe import schedule_of, simple_recipe
+from tests.reference.toys import Recorder, Toy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -90,6 +90,9 @@ def prepare(
     notices = found.notices
     if found.frozen:
         notices = (*notices, f"{found.frozen} parameters are in no phase and stay frozen.")
+    if initial.foreign:
+        notice = f"{initial.foreign} tensors in the optimizer are not the model's: they stay there and go on training."
+        notices = (*notices, notice)
     differences = () if initial.differences is None else (initial.differences,)
     return Prepared(found.schedule, plan, notices, (*found.warnings, *differences))
 

@@ -22,8 +22,8 @@ class Settings:
         no_decay: Fragments of names whose parameters get a group with ``weight_decay=0`` in each phase.
         restore_best: Restore the best state so far before each transition.
         enforce_phase0_params: Make the optimizer hold exactly phase 0's parameters.
-        apply_lambdas_new_pgs: New parameter groups take a scheduler's last ``lr_lambda`` and start at their learning
-            rate times its present value; else their ``lr_lambda`` is the constant 1.
+        apply_lambdas_new_pgs: New parameter groups start at their learning rate times the present value of a
+            scheduler's last ``lr_lambda``, which they follow in any case.
         frozen_bn_track_running_stats: Frozen BatchNorm layers go on tracking their running statistics.
         frozen_modules_mode: ``"train"`` leaves module modes alone; ``"eval"`` keeps modules whose parameters are all
             frozen in eval mode during training.

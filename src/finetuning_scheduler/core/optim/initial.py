@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .param_groups import NamedParameters, Options, PlannedGroup, group_names, mesh_of
+from .param_groups import NamedParameters, Options, PlannedGroup, group_names, is_foreign, mesh_of
 from .schedulers import cycles_momentum
 
 
@@ -22,12 +22,14 @@ class InitialGroups:
         options: By parameter name, the options in which its group differs from the optimizer's defaults.
         lr: The initial learning rate of the first group.
         differences: How the user's groups differ from phase 0, if they are left alone.
+        foreign: How many tensors of the optimizer are not the module's.
     """
 
     groups: tuple[PlannedGroup, ...]
     options: Mapping[str, Options]
     lr: float
     differences: str | None = None
+    foreign: int = 0
 
 
 def initial_groups(
@@ -68,8 +70,10 @@ def initial_groups(
         PlannedGroup(tuple(names), _initial_lr(optimizer, index), {**deviating[index], **more}, source=index)
         for index, names, more in members
     )
-    first = groups[0].source if groups else 0
-    return InitialGroups(groups, options, _initial_lr(optimizer, first or 0), differences)
+    own = (group.source for group in groups if not all(map(is_foreign, group.names)))
+    first = next(own, 0)
+    foreign = sum(is_foreign(name) for names in held for name in names)
+    return InitialGroups(groups, options, _initial_lr(optimizer, first or 0), differences, foreign)
 
 
 def deviating_options(group: Mapping[str, Any], defaults: Options) -> dict[str, Any]:
@@ -88,18 +92,26 @@ _Member = tuple[int, list[str], dict[str, Any]]  # the user's group, names, and 
 def _enforced(
     optimizer: Optimizer, held: Sequence[Sequence[str]], wanted: Sequence[str], no_decay: Collection[str]
 ) -> Iterator[_Member]:
-    """Yield what stays of each group, the first with the parameters that had none; last, those exempt from decay."""
+    """Yield what stays of each group, split by weight decay unless the user's groups set it themselves.
+
+    Tensors that are not the module's, such as the weights of a loss, stay where they are. Parameters that had no group
+    come last in the first group that stays.
+    """
     kept = set(wanted)
-    missing = [name for name in wanted if name not in {held_name for names in held for held_name in names}]
+    known = {name for names in held for name in names}
+    missing = [name for name in wanted if name not in known]
     first = next((index for index, names in enumerate(held) if not kept.isdisjoint(names)), 0)
-    decays = optimizer.param_groups[first].get("weight_decay", 0) != 0
-    exempt = [name for name in missing if decays and is_exempt(name, no_decay)]
+    default = optimizer.defaults.get("weight_decay")
+    user_decides = any(group.get("weight_decay") != default for group in optimizer.param_groups)
+    candidates = missing if user_decides else kept
+    exempt = {name for name in candidates if default is not None and is_exempt(name, no_decay)}
     for index, names in enumerate(held):
-        adopted = [name for name in missing if name not in exempt] if index == first else []
-        if staying := [*(name for name in names if name in kept), *adopted]:
-            yield index, staying, {}
-    if exempt:
-        yield first, exempt, {"weight_decay": 0.0}
+        adopted = missing if index == first else []
+        staying = [*(name for name in names if name in kept or is_foreign(name)), *adopted]
+        if decaying := [name for name in staying if name not in exempt]:
+            yield index, decaying, {}
+        if spared := [name for name in staying if name in exempt]:
+            yield index, spared, {"weight_decay": 0.0}
 
 
 def _split_by_mesh(members: Iterable[_Member], parameters: NamedParameters) -> list[_Member]:
@@ -112,7 +124,7 @@ def _split_by_mesh(members: Iterable[_Member], parameters: NamedParameters) -> l
     for index, names, options in members:
         by_mesh: dict[Any, list[str]] = {}
         for name in names:
-            by_mesh.setdefault(mesh_of(parameters[name]), []).append(name)
+            by_mesh.setdefault(mesh_of(parameters[name]) if name in parameters else None, []).append(name)
         first, *more = by_mesh.values()
         firsts.append((index, first, options))
         others += [(index, apart, options) for apart in more]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -37,18 +38,25 @@ class PlannedGroup:
     source: int | None = None
 
 
+_FOREIGN = "(not in the model: "
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name given by :func:`group_names` stands for a tensor that is not the model's."""
+    return name.startswith(_FOREIGN)
+
+
 def group_names(optimizer: Optimizer, parameters: NamedParameters) -> list[list[str]]:
     """List the names of each group's parameters, in the optimizer's order.
 
     Args:
         optimizer: An optimizer over some of ``parameters``.
-        parameters: The model's parameters by name. One that is not among them is named by its place.
+        parameters: The model's parameters by name. One that is not among them is named by its place among such.
     """
     name_of = {id(parameter): name for name, parameter in parameters.items()}
-    return [
-        [name_of.get(id(p), f"(not in the model: {index}.{position})") for position, p in enumerate(group["params"])]
-        for index, group in enumerate(optimizer.param_groups)
-    ]
+    places = count()
+    groups = (group["params"] for group in optimizer.param_groups)
+    return [[name_of.get(id(p)) or f"{_FOREIGN}{next(places)})" for p in parameters_] for parameters_ in groups]
 
 
 def learning_rates(optimizer: Optimizer) -> list[float]:
@@ -81,7 +89,7 @@ def add_groups(
         lr_schedulers: The schedulers that act on ``optimizer``; they act on the new groups from their next step on.
         parameters: The model's parameters by name; no group may hold those of the new groups.
         groups: The groups.
-        apply_lambdas: Let groups take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value.
+        apply_lambdas: Let groups start at ``lr`` times the present value of a scheduler's last ``lr_lambda``.
     """
     first = len(optimizer.param_groups)
     reference = optimizer.param_groups[0] if first else {}

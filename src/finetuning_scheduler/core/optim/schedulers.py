@@ -155,18 +155,17 @@ def grow(
         groups: The new groups. What the scheduler keeps in the groups themselves is added to them.
         reference: A group the scheduler already acts on. Where the scheduler needs more learning rates than one (the
             peak of a cycle, the end of an averaging run), a new group's are in proportion to the reference's.
-        apply_lambdas: Take a scheduler's last ``lr_lambda`` and start at ``lr`` times its present value, instead of
-            leaving the groups' learning rates alone.
+        apply_lambdas: Where a scheduler has functions, of which a new group follows the last: start at ``lr`` times
+            its present value.
     """
     at_work = list(active(scheduler))
     for each in nested(scheduler):
         row = next((row for row in ROWS if isinstance(each, row.kind)), Row(type(each)))
         for group in groups:
             if isinstance(each, (LambdaLR, MultiplicativeLR)):
-                last: Callable[[int], float] = each.lr_lambdas[-1] if each.lr_lambdas else constant_one
-                each.lr_lambdas.append(last if apply_lambdas else constant_one)
+                each.lr_lambdas.append(each.lr_lambdas[-1])
                 if apply_lambdas and each in at_work:
-                    group["lr"] = group["lr"] * last(each.last_epoch)
+                    group["lr"] = group["lr"] * each.lr_lambdas[-1](each.last_epoch)
             row.grow(each, group, reference)
             if hasattr(each, "base_lrs"):
                 each.base_lrs.append(_detached(group["initial_lr"]))

@@ -420,7 +420,7 @@ AGAINST_MODEL = {
         phase_2=step_lr(init_pg_lrs=[0.1]),
     ),
     "init_pg_lrs-with-no_decay": AgainstModel(
-        "phase 2: expected `init_pg_lrs` to have 3 values, one per existing group, got 2. Fix: Give 3 learning rates.",
+        "phase 2: expected `init_pg_lrs` to have 4 values, one per existing group, got 2. Fix: Give 4 learning rates.",
         phase_2=step_lr(init_pg_lrs=[0.1, 0.2]),
         options={"no_decay": ["bias"]},
     ),
@@ -478,7 +478,7 @@ def test_phases_beyond_max_depth_are_not_checked() -> None:
 
 RIGHT_NUMBERS = [
     pytest.param(step_lr(init_pg_lrs=[0.1]), step_lr(init_pg_lrs=[0.1, 0.2]), {}, id="plain"),
-    pytest.param(step_lr(init_pg_lrs=[0.1]), step_lr(init_pg_lrs=[0.1] * 3), {"no_decay": ["bias"]}, id="no_decay"),
+    pytest.param(step_lr(init_pg_lrs=[0.1] * 2), step_lr(init_pg_lrs=[0.1] * 4), {"no_decay": ["bias"]}, id="no_decay"),
     pytest.param(
         {},
         new_lr_scheduler(PLATEAU, {"min_lr": [0.1, 0.2]}, pl_lrs_cfg={"monitor": "m"}),

@@ -65,8 +65,7 @@ SCHEDULERS: dict[type[LRScheduler], tuple[Callable[[Optimizer], LRScheduler], Ca
     schedulers.MultiplicativeLR: (lambda o: schedulers.MultiplicativeLR(o, halve), lambda n: 0.5**n),
 }
 # Their state is the closed form of the base learning rate, or a function given for each group.
-CLOSED_FORM = (schedulers.CosineAnnealingWarmRestarts,)
-PER_GROUP_FUNCTION = (schedulers.LambdaLR, schedulers.MultiplicativeLR)
+CLOSED_FORM = (schedulers.CosineAnnealingWarmRestarts, schedulers.LambdaLR)
 EACH_SCHEDULER = pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
 
 
@@ -125,8 +124,6 @@ def train(model: nn.ModuleDict, optimizer: Optimizer, scheduler: LRScheduler | N
 def new_groups_factor(kind: type[LRScheduler], added_after: int, step: int) -> float:
     """How a group added after some steps has changed by a later one."""
     factor = SCHEDULERS[kind][1]
-    if issubclass(kind, PER_GROUP_FUNCTION):
-        return 1.0
     return factor(step) if issubclass(kind, CLOSED_FORM) else factor(step) / factor(added_after)
 
 

@@ -1,20 +1,15 @@
-"""What the tests train on several ranks: a small network, data that ranks share out, strategies, and a recorder.
-
-A combined batch has ``BATCH`` rows; rank r of W takes the rows ``r::W`` of it. As the loss is a mean, a run on W ranks
-equals a run on one device that is given whole batches.
-"""
+"""What the tests train on several ranks: the toys in their distributed forms, strategies, a recorder, and runs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import harness
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -32,102 +27,91 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
+from torch.utils.data import TensorDataset
 
-FEATURES, WIDTH, CLASSES = 8, 16, 4
-ROWS, BATCH = 32, 8
+from . import harness, history, toys
+from .history import Epoch
+from .loop import ReferenceLoop, train
+from .networks import CLASSIFICATION, FIRST, HEAD, NORM, SECOND, THIRD, Residual, Share
+from .recipe import Recipe, adamw, momentum_sgd, phases_of
+
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 
-HEAD = ("network.head.bias", "network.head.weight")
-THIRD = ("network.third.bias", "network.third.weight")
-SECOND = ("network.second.bias", "network.second.weight")
-NORM = ("network.norm.bias", "network.norm.weight")
-FIRST = ("network.first.bias", "network.first.weight")
+SCHEDULE: dict[int, dict[str, Any]] = {
+    0: {"params": [*HEAD], "max_transition_epoch": 2},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.05, "max_transition_step": 14},
+    2: {"params": [*NORM, *FIRST], "lr": 0.02, "max_transition_epoch": 6},
+}
+AN_EPOCH_EACH: dict[int, dict[str, Any]] = {
+    0: {"params": [*HEAD], "max_transition_epoch": 1},
+    1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_epoch": 2},
+    2: {"params": [*NORM, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
+}
+RECIPE = Recipe(
+    phases=phases_of(AN_EPOCH_EACH),
+    epochs=6,
+    optimizer=adamw,
+    network=Residual,
+    task=CLASSIFICATION,
+    restore_best=False,
+)
 
 
-# --- network and data ------------------------------------------------------------------------------------------------
+# --- on one device, without the package ------------------------------------------------------------------------------
 
 
-class Network(nn.Module):
-    """Four linear layers and a LayerNorm; every layer is a wrap unit of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(FEATURES, WIDTH)
-        self.norm = nn.LayerNorm(WIDTH)
-        self.second = nn.Linear(WIDTH, WIDTH)
-        self.third = nn.Linear(WIDTH, WIDTH)
-        self.head = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.norm(self.first(x)))
-        x = x + torch.tanh(self.third(torch.tanh(self.second(x))))
-        return self.head(x)
+def recipe_of(schedule: Mapping[int, Mapping[str, Any]] = AN_EPOCH_EACH, **changes: Any) -> Recipe:
+    return replace(RECIPE, phases=phases_of(schedule), **changes)
 
 
-def build_network() -> Network:
-    with torch.random.fork_rng():
-        torch.manual_seed(20)
-        return Network()
+def on_one_device(schedule: Mapping[int, Mapping[str, Any]] = AN_EPOCH_EACH, **changes: Any) -> list[Epoch]:
+    """What the reference loop trains on whole batches, without restoring unless the recipe is changed so."""
+    return train(recipe_of(schedule, **changes)).epochs
 
 
-class Batches:
-    """A rank's part of each combined batch, the same in every epoch."""
+class MixedPrecisionLoop(ReferenceLoop):
+    """Trains as two ranks do that compute in bfloat16 and average gradients in float32."""
 
-    def __init__(self, seed: int, rank: int = 0, ranks: int = 1) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(ROWS, FEATURES, generator=generator)
-        y = torch.randint(CLASSES, (ROWS,), generator=generator)
-        whole = zip(x.split(BATCH), y.split(BATCH), strict=True)
-        self.batches = [(x[rank::ranks], y[rank::ranks]) for x, y in whole]
+    def backward(self, x: Tensor, y: Tensor) -> None:
+        shares = [self.gradients_in_bfloat16(x[rank::2], y[rank::2]) for rank in range(2)]
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad:
+                parameter.grad = torch.stack([share[name].float() for share in shares]).mean(0)
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self.batches)
+    def gradients_in_bfloat16(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        low = copy.deepcopy(self.model).bfloat16()
+        self.recipe.task.loss(low(x.bfloat16()), y).backward()
+        return {name: parameter.grad for name, parameter in low.named_parameters() if parameter.grad is not None}
 
 
-def sgd(parameters: Any) -> Optimizer:
-    return SGD(parameters, lr=0.1, momentum=0.9)
+# --- modules ---------------------------------------------------------------------------------------------------------
 
 
-def adamw(parameters: Any) -> Optimizer:
-    return AdamW(parameters, lr=0.01, weight_decay=0.01)
-
-
-class Classifier(pl.LightningModule):
-    """Trains the network; each rank sees its part of the data, as its strategy counts data-parallel ranks."""
+class Classifier(toys.Toy):
+    """Each rank sees its part of the data, as its strategy counts data-parallel ranks."""
 
     penalty = 0.0  # what each epoch adds to the monitored loss
 
-    def __init__(self, optimizer: Callable[[Any], Optimizer] = sgd) -> None:
-        super().__init__()
-        self.network = build_network()
-        self.optimizer = optimizer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+    def __init__(self, optimizer: Callable[[Any], Optimizer] = momentum_sgd) -> None:
+        super().__init__(replace(RECIPE, optimizer=optimizer))
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
-        self.log("val_loss", loss + self.penalty * self.trainer.current_epoch, sync_dist=True, batch_size=len(batch[0]))
+        loss = self.loss(batch) + self.penalty * self.trainer.current_epoch
+        self.log("val_loss", loss, sync_dist=True, batch_size=len(batch[0]))
 
-    def configure_optimizers(self) -> Optimizer:
-        return self.optimizer([p for p in self.trainer.model.parameters() if p.requires_grad])
+    def optimizer_parameters(self) -> Any:
+        return [parameter for parameter in self.trainer.model.parameters() if parameter.requires_grad]
 
-    def train_dataloader(self) -> Batches:
-        return self._batches(seed=1)
+    def train_dataloader(self) -> Share:
+        return self.share(self.recipe.task.training())
 
-    def val_dataloader(self) -> Batches:
-        return self._batches(seed=2)
+    def val_dataloader(self) -> Share:
+        return self.share(self.recipe.task.validation())
 
-    def _batches(self, seed: int) -> Batches:
+    def share(self, data: TensorDataset) -> Share:
         place = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
-        return Batches(seed, place["rank"], place["num_replicas"])
+        return Share(data, self.recipe.task.batch_size, place["rank"], place["num_replicas"])
 
 
 class Worsening(Classifier):
@@ -163,7 +147,7 @@ class RootSharded(Classifier):
 class WrappedByItself(Classifier):
     """FSDP1, wrapped in `configure_model`: every layer and the whole are units."""
 
-    def __init__(self, optimizer: Callable[[Any], Optimizer] = sgd, use_orig_params: bool = True) -> None:
+    def __init__(self, optimizer: Callable[[Any], Optimizer] = momentum_sgd, use_orig_params: bool = True) -> None:
         super().__init__(optimizer)
         self.options = {"device_id": torch.device("cpu"), "use_orig_params": use_orig_params}
 
@@ -283,87 +267,27 @@ def mesh_2d(**options: Any) -> Strategy:
 
 
 def make_trainer(root: Path, ranks: int, strategy: Strategy | str = "auto", **options: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "default_root_dir": root,
-        "accelerator": "cpu",
-        "devices": ranks,
-        "strategy": strategy,
-        "use_distributed_sampler": False,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "max_epochs": 6,
-    }
-    return pl.Trainer(**(defaults | options))
-
-
-# --- mixed precision by hand -----------------------------------------------------------------------------------------
-
-
-def mixed_precision_by_hand(schedule: dict[int, dict[str, Any]], ranks: int = 2) -> list[dict[str, Tensor]]:
-    """Train as ranks do that compute in bfloat16 and average gradients in float32; weights at the end of each epoch.
-
-    Each phase of the schedule ends at its `max_transition_epoch`; phase 0 has the optimizer's own learning rate.
-    """
-    network = build_network()
-    parameters = {f"network.{name}": parameter for name, parameter in network.named_parameters()}
-    optimizer: Any = None
-    history: list[dict[str, Tensor]] = []
-    for phase in schedule.values():
-        fresh = [parameters[name] for name in phase["params"]]
-        if optimizer is None:
-            optimizer = sgd(fresh)
-        else:
-            optimizer.add_param_group({"params": fresh, "lr": phase["lr"]})
-        while len(history) < phase["max_transition_epoch"]:
-            for batches in zip(*(Batches(1, rank, ranks) for rank in range(ranks)), strict=True):
-                gradients = [bfloat16_gradients(network, batch) for batch in batches]
-                for name, parameter in network.named_parameters():
-                    parameter.grad = torch.stack([gradient[name].float() for gradient in gradients]).mean(0)
-                optimizer.step()
-            history.append({name: parameter.detach().clone() for name, parameter in parameters.items()})
-    return history
-
-
-def bfloat16_gradients(network: Network, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-    low = copy.deepcopy(network).bfloat16()
-    nn.functional.cross_entropy(low(batch[0].bfloat16()), batch[1]).backward()
-    return {name: parameter.grad for name, parameter in low.named_parameters()}
+    defaults: dict[str, Any] = {"use_distributed_sampler": False, "enable_checkpointing": False}
+    return toys.make_trainer(root, devices=ranks, strategy=strategy, **(defaults | options))
 
 
 # --- observation -----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Epoch:
-    """A rank's state at the end of one epoch; weights are whole, under the names they have on one device."""
+class Recorder(toys.Recorder):
+    """Records weights in full and under the names that they have on one device."""
 
-    epoch: int
-    phase: int
-    weights: dict[str, Tensor]
-    groups: list[list[str]]
-    lrs: list[float]
+    @property
+    def epochs(self) -> list[Epoch]:
+        return self.history.epochs
 
+    def weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        return whole_weights(trainer.strategy.model)
 
-@dataclass
-class Recorder(pl.Callback):
-    """Records every epoch's end. List it after the callback under test."""
-
-    phase_of: Callable[[], int] = lambda: 0
-    epochs: list[Epoch] = field(default_factory=list)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        (optimizer,) = trainer.optimizers
-        self.epochs.append(
-            Epoch(
-                trainer.current_epoch,
-                self.phase_of(),
-                whole_weights(trainer.strategy.model),
-                group_names(pl_module, optimizer),
-                [group["lr"] for group in optimizer.param_groups],
-            )
+    def groups(self, pl_module: pl.LightningModule, optimizer: Optimizer) -> tuple[tuple[str, ...], ...]:
+        names = {id(parameter): names_in(name, parameter) for name, parameter in pl_module.named_parameters()}
+        return tuple(
+            tuple(sorted(n for p in group["params"] for n in names[id(p)])) for group in optimizer.param_groups
         )
 
 
@@ -376,11 +300,6 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
 def local_weights(module: nn.Module) -> dict[str, Tensor]:
     """What this rank holds itself; replicas under DDP."""
     return {plain_name(name): value.detach().clone() for name, value in module.named_parameters()}
-
-
-def group_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
-    names = {id(parameter): names_in(name, parameter) for name, parameter in module.named_parameters()}
-    return [sorted(n for p in group["params"] for n in names[id(p)]) for group in optimizer.param_groups]
 
 
 def names_in(name: str, parameter: nn.Parameter) -> list[str]:
@@ -396,32 +315,13 @@ def plain_name(name: str) -> str:
     return name
 
 
-def assert_same_epochs(actual: list[Epoch], expected: list[Epoch], tolerance: float = 1e-5) -> None:
-    """Compare two runs epoch by epoch."""
-    assert [(e.epoch, e.phase, e.groups) for e in actual] == [(e.epoch, e.phase, e.groups) for e in expected]
-    for one, other in zip(actual, expected, strict=True):
-        assert one.lrs == other.lrs, f"epoch {one.epoch}"
-        torch.testing.assert_close(
-            one.weights,
-            other.weights,
-            rtol=0,
-            atol=tolerance,
-            msg=lambda text, epoch=one.epoch: f"epoch {epoch}: {text}",
-        )
+# Ranks sum in another order than one device does.
+TOLERANCE = 1e-5
+assert_same_epochs = partial(history.assert_same_epochs, tolerance=TOLERANCE)
+assert_same_weights = partial(history.assert_same_weights, tolerance=TOLERANCE)
 
 
 # --- scheduled runs --------------------------------------------------------------------------------------------------
-
-SCHEDULE: dict[int, dict[str, Any]] = {
-    0: {"params": [*HEAD], "max_transition_epoch": 2},
-    1: {"params": [*THIRD, *SECOND], "lr": 0.05, "max_transition_step": 14},
-    2: {"params": [*NORM, *FIRST], "lr": 0.02, "max_transition_epoch": 6},
-}
-AN_EPOCH_EACH: dict[int, dict[str, Any]] = {
-    0: {"params": [*HEAD], "max_transition_epoch": 1},
-    1: {"params": [*THIRD, *SECOND], "lr": 0.01, "max_transition_epoch": 2},
-    2: {"params": [*NORM, *FIRST], "lr": 0.01, "max_transition_epoch": 3},
-}
 
 
 def fit(

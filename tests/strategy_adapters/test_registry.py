@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from toys import Session, simple_recipe
+
+from tests.reference.recipe import simple_recipe
+from tests.reference.toys import Session
+
+pytestmark = pytest.mark.quick
 
 THIRD_PARTY = '''
 from finetuning_scheduler.strategy_adapters import StrategyAdapter

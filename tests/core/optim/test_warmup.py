@@ -175,7 +175,7 @@ class Loop:
 def phase_of_groups(case: Case, count: int) -> list[int]:
     """The phase that added each of the first groups."""
     each = 2 if "no_decay" in case.options else 1
-    return ([0] + [1] * each + [2] * each)[:count]
+    return ([0] * each + [1] * each + [2] * each)[:count]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

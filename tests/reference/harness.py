@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import functools
-import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -25,15 +24,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+# What ranks import, directly or while they train; a name that cannot be imported is passed over.
 PRELOAD = [
-    "pytest",
+    "omegaconf",  # by Lightning, where it is installed
     "torch._dynamo",
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.fsdp",
+    "torch.distributed._tensor",
+    "torch.distributed.checkpoint._fsspec_filesystem",
+    "torch.distributed.fsdp.sharded_grad_scaler",
     "torch.distributed.optim",
-    "torch.distributed.tensor.parallel",
-    "lightning.pytorch",
     "finetuning_scheduler.fts",
+    "tests.reference.cases",
 ]
 GRACE = 1.0  # seconds that the other ranks get after one has failed
 LOG_LINES = 30
@@ -62,8 +62,8 @@ def run_ranks(
     that its processes are running already.
 
     Args:
-        function: A module's function, or a `partial` of one; it and its arguments are pickled, and so is what it
-            returns.
+        function: An importable module's function, or a `partial` of one; it and its arguments are pickled, and so is
+            what it returns.
         world_size: Number of processes.
         *args: Arguments of the function, the same on every rank.
         timeout: Seconds after which ranks that have not returned are killed.
@@ -91,8 +91,6 @@ class _Job:
     """All that a rank's process needs to know."""
 
     payload: bytes
-    module: str
-    file: str | None
     path: list[str]
     directory: str
     environment: dict[str, str]
@@ -129,13 +127,9 @@ def _jobs(
         "OMP_NUM_THREADS": "1",
         **environment,
     }
-    module = _without_arguments(function).__module__
-    file = getattr(sys.modules[module], "__file__", None)  # functions of the interpreter have none
     return [
         _Job(
             payload=pickle.dumps((function, args)),
-            module=module,
-            file=file,
             path=list(sys.path),
             directory=str(Path.cwd()),
             environment=shared | {"RANK": str(number), "LOCAL_RANK": str(number)},
@@ -264,20 +258,7 @@ def _call(job: _Job) -> bytes:
         import torch
 
         torch.set_num_threads(1)
-        _import(job.module, job.file)
         function, args = pickle.loads(job.payload)
         return pickle.dumps((True, pickle.dumps(function(*args))))
     except BaseException:  # noqa: BLE001 - a SystemExit is reported like any other
         return pickle.dumps((False, "raised\n" + traceback.format_exc()))
-
-
-def _import(name: str, file: str | None) -> None:
-    """Import a module that pytest has imported from its file, whether or not it lies on a path of imports."""
-    if name in sys.modules or file is None:
-        return
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"expected a module's file, got {file}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)

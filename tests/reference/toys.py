@@ -1,45 +1,21 @@
-"""LightningModules, a recorder and a runner for the recipes of ``reference``."""
+"""The toys as LightningModules, what observes them, and a fit of a recipe with the callback under test."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
-from reference import (
-    SEED,
-    Epoch,
-    History,
-    PhaseSpec,
-    Recipe,
-    Step,
-    build_network,
-    group_names,
-    learning_rates,
-    loader,
-    mlp,
-    snapshot,
-    train_data,
-    val_data,
-)
-from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch import Tensor
+from torch.optim import Optimizer
 
-
-def pair(layer: str) -> tuple[str, str]:
-    return (f"network.{layer}.bias", f"network.{layer}.weight")
-
-
-HEAD, THIRD, SECOND, FIRST = pair("head"), pair("third"), pair("second"), pair("first")
-
-
-def momentum_sgd(parameters: Any) -> Optimizer:
-    return SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.01)
+from .history import Epoch, History, Step, group_names, learning_rates, snapshot
+from .networks import SEED, build_network, loader
+from .recipe import Recipe, schedule_of, simple_recipe
 
 
 class Toy(pl.LightningModule):
@@ -55,16 +31,18 @@ class Toy(pl.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
 
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return self.recipe.task.loss(self(batch[0]), batch[1])
+
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return nn.functional.mse_loss(self(batch[0]), batch[1])
+        return self.loss(batch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        loss = nn.functional.mse_loss(self(batch[0]), batch[1])
-        scores = self.recipe.scores
+        loss, scores = self.loss(batch), self.recipe.scores
         self.log("val_loss", loss if scores is None else torch.tensor(scores[self.current_epoch]), batch_size=8)
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        self.log("test_loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
+        self.log("test_loss", self.loss(batch))
 
     def optimizer_parameters(self) -> Any:
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -82,13 +60,21 @@ class Toy(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config}
 
     def train_dataloader(self) -> Any:
-        return loader(train_data())
+        return train_loader(self.recipe)
 
     def val_dataloader(self) -> Any:
-        return loader(val_data(), 8)
+        return val_loader(self.recipe)
 
     def test_dataloader(self) -> Any:
-        return loader(val_data(), 8)
+        return val_loader(self.recipe)
+
+
+def train_loader(recipe: Recipe) -> Any:
+    return loader(recipe.task.training(), recipe.task.batch_size)
+
+
+def val_loader(recipe: Recipe) -> Any:
+    return loader(recipe.task.validation(), recipe.task.validation_rows)
 
 
 class ToyOverAll(Toy):
@@ -100,24 +86,24 @@ class ToyOverAll(Toy):
 
 class ToyData(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
-        return loader(train_data())
+        return train_loader(simple_recipe())
 
     def val_dataloader(self) -> Any:
-        return loader(val_data(), 8)
+        return val_loader(simple_recipe())
 
 
 class ToyResumable(Toy):
     """Lightning continues inside an epoch."""
 
     def train_dataloader(self) -> Any:
-        return ResumableBatches()
+        return ResumableBatches(train_loader(self.recipe))
 
 
 class ResumableBatches:
     """An iterable of batches that continues where its state says."""
 
-    def __init__(self) -> None:
-        self.batches = list(loader(train_data()))
+    def __init__(self, batches: Any) -> None:
+        self.batches = list(batches)
         self.position = 0
 
     def __len__(self) -> int:
@@ -152,10 +138,16 @@ class Recorder(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         (optimizer,) = trainer.optimizers
-        weights = snapshot(pl_module)
-        groups = group_names(pl_module, optimizer)
+        weights = self.weights(trainer, pl_module)
+        groups = self.groups(pl_module, optimizer)
         lrs = learning_rates(optimizer)
         self.history.epochs.append(Epoch(trainer.current_epoch, self.phase_of(), weights, groups, lrs))
+
+    def weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        return snapshot(pl_module)
+
+    def groups(self, pl_module: pl.LightningModule, optimizer: Optimizer) -> tuple[tuple[str, ...], ...]:
+        return group_names(pl_module, optimizer)
 
 
 class SaveAt(Checkpoint):
@@ -181,29 +173,18 @@ class SaveAt(Checkpoint):
         self.steps[checkpoint] = trainer.global_step
 
 
-def simple_recipe(**changes: Any) -> Recipe:
-    """Three phases of the small network, two epochs each."""
-    phases = (
-        PhaseSpec(HEAD, max_epoch=2),
-        PhaseSpec(THIRD, lr=0.05, max_epoch=4),
-        PhaseSpec(SECOND, lr=0.02),
-    )
-    return replace(Recipe(phases=phases, epochs=6, optimizer=momentum_sgd), **changes)
+# Where ModelCheckpoint saves, so that a checkpoint written by a hook knows of the one of the same epoch.
+WHEN_SAVED: dict[str, dict[str, Any]] = {
+    "on_train_epoch_end": {},
+    "on_validation_end": {"save_on_train_epoch_end": False},
+    "on_train_batch_end": {},
+}
 
 
-def schedule_of(recipe: Recipe) -> dict[int, dict[str, Any]]:
-    """The recipe's phases in the form a user writes."""
-    schedule: dict[int, dict[str, Any]] = {}
-    for index, phase in enumerate(recipe.phases):
-        entry: dict[str, Any] = {"params": list(phase.params)}
-        if phase.lr is not None:
-            entry["lr"] = phase.lr
-        if phase.max_epoch >= 0:
-            entry["max_transition_epoch"] = phase.max_epoch
-        if phase.max_step >= 0:
-            entry["max_transition_step"] = phase.max_step
-        schedule[index] = entry
-    return schedule
+def roll_back(root: Path, copied: Path) -> None:
+    """Put the checkpoint directory back to what it was when a checkpoint was saved."""
+    shutil.rmtree(root / "checkpoints", ignore_errors=True)
+    shutil.copytree(copied, root / "checkpoints")
 
 
 def make_trainer(root: Path, **options: Any) -> pl.Trainer:
@@ -242,14 +223,16 @@ class Session:
             "restore_best": recipe.restore_best,
             "base_max_lr": recipe.base_max_lr,
             "apply_lambdas_new_pgs": recipe.apply_lambdas,
+            "max_depth": recipe.max_depth,
         }
         if explicit:
             options["ft_schedule"] = schedule_of(recipe)
         self.scheduler = (scheduler_class or FinetuningScheduler)(**(options | dict(scheduler_options or {})))
         self.recorder = Recorder(lambda: self.scheduler.curr_depth)
         patience = 1000 if recipe.patience is None else recipe.patience
-        stopping = EarlyStopping("val_loss", patience=patience, min_delta=recipe.min_delta)
-        saving = ModelCheckpoint(**({"monitor": "val_loss", "dirpath": root / "checkpoints"} | dict(checkpoint or {})))
+        stopping = EarlyStopping("val_loss", patience=patience, min_delta=recipe.min_delta, mode=recipe.mode)
+        kept = {"monitor": "val_loss", "mode": recipe.mode, "dirpath": root / "checkpoints"}
+        saving = ModelCheckpoint(**(kept | dict(checkpoint or {})))
         limits = {"max_epochs": recipe.epochs, "accumulate_grad_batches": recipe.accumulate}
         self.trainer = make_trainer(
             root,
@@ -265,9 +248,3 @@ class Session:
     def fit(self, **arguments: Any) -> Session:
         self.trainer.fit(self.module, **arguments)
         return self
-
-
-def unscheduled() -> Recipe:
-    """One phase that trains everything: what plain Lightning does without any callback."""
-    everything = (*HEAD, *THIRD, *SECOND, *FIRST)
-    return Recipe(phases=(PhaseSpec(everything),), epochs=3, optimizer=momentum_sgd, network=mlp)

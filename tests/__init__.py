@@ -1,0 +1,1 @@
+"""Tests; `tests.reference` holds what several of them use."""
