@@ -197,14 +197,26 @@ def test_a_search_trains_what_phase_0_trains(search: Search, tmp_path: Path) -> 
 RATE_SEARCHES = {name: SEARCHES[name] for name in ("rate-in-the-fit", "rate-in-the-first-epoch", "rate-before")}
 
 
+def losses_tried(search: Search, run: Program) -> list[float]:
+    """The losses of a search for a rate, before the fit or in it."""
+    if search.before is find_rate:
+        losses = Tuner(run.trainer).lr_find(run.model, num_training=16, **RATES).results["loss"]
+    else:
+        run.fit()
+        (finder,) = (callback for callback in run.trainer.callbacks if isinstance(callback, LearningRateFinder))
+        losses = finder.optimal_lr.results["loss"]
+    assert len(losses) == 16
+    return list(losses)
+
+
 @pytest.mark.parametrize("search", RATE_SEARCHES.values(), ids=RATE_SEARCHES)
-def test_the_rate_that_is_found_is_the_one_for_phase_0(search: Search, tmp_path: Path) -> None:
-    """Plain Lightning finds the same for a model of which nothing but the head can be trained."""
-    run = searched(search, tmp_path / "ours", [scheduler(), patient()])
-    plain = program(tmp_path / "plain", search.callbacks(), HeadAlone(lr=0.01, batch_size=2))
-    search.before(plain)
-    plain.fit()
-    assert run.model.lr == plain.model.lr != 0.01
+def test_the_losses_that_a_search_for_a_rate_sees_are_those_of_phase_0(search: Search, tmp_path: Path) -> None:
+    """Plain Lightning sees the same for a model of which nothing but the head can be trained."""
+    ours = [*search.callbacks(), scheduler(), patient()]
+    tried = losses_tried(search, program(tmp_path / "ours", ours, Watched()))
+    head = losses_tried(search, program(tmp_path / "head", search.callbacks(), HeadAlone(lr=0.01, batch_size=2)))
+    everything = losses_tried(search, program(tmp_path / "everything", search.callbacks(), Watched()))
+    assert tried == head != everything
 
 
 KEPT: dict[str, tuple[str, type[Watched]]] = {
