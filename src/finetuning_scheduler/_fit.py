@@ -244,7 +244,7 @@ class Fit(Listener):
         thawed = set() if self._session is None else set(self._session.trained_names)
         for name, trainable in self._came_with.items():
             if name not in thawed:
-                self._view.trained[name].requires_grad_(trainable)
+                self._view.trained[name].requires_grad = trainable
 
     def _generate_and_exit(self) -> None:
         """Write the default schedule, then leave the program."""

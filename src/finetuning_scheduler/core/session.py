@@ -79,6 +79,7 @@ class Session:
         self._report = report or logging.getLogger("finetuning_scheduler").log
         self._state: PhaseState | None = None
         self._warmup = Warmup(optimizer)
+        self._lazy = view.has_lazy
         self._first_lr: float | None = None  # of phase 0's first group, if it is no longer the planned one
 
     @property
@@ -103,7 +104,7 @@ class Session:
     def follow_first_lr(self) -> None:
         """Let phases that take the learning rate of phase 0's first group take the one it has now."""
         if self._settings.base_max_lr is None:
-            self._first_lr = float(self.optimizer.param_groups[0]["lr"])
+            self._first_lr = learning_rates(self.optimizer)[0]
 
     def begin(self, moment: Moment | None = None) -> None:
         """Freeze the model, thaw phase 0 and make the optimizer hold exactly phase 0's parameters."""
@@ -118,6 +119,8 @@ class Session:
             ScheduleError: ``phase`` is before the present phase or beyond the last one.
         """
         self._check_order(phase)
+        if self._lazy:
+            self._lazy, self.plan = self.view.has_lazy, self.plan.recounted(self.view.counted())
         left, state = self.phase, self.plan.phases[phase]
         for line, details in self._move(state):
             self._report(logging.INFO, f"Phase {phase}: {line}")
@@ -277,6 +280,8 @@ class Session:
 
 
 def _emptied(optimizer: Optimizer) -> Optimizer:
+    if "param_groups" not in vars(optimizer):  # a wrapper, whose copy would have the same groups
+        return optimizer
     other = copy.copy(optimizer)  # without hooks, and without what a class of the user's own keeps in attributes
     vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
     other.param_groups, other.state = [], defaultdict(dict)

@@ -23,7 +23,7 @@ def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
     for parameter in parameters:
         if parameter.requires_grad is trainable:
             continue
-        parameter.requires_grad_(trainable)
+        parameter.requires_grad = trainable  # a lazy parameter has no `requires_grad_`
         parameter.grad = None
         # Whoever meets the model later can tell it from what its author froze.
         setattr(parameter, FROZEN_BY_SCHEDULE, not trainable)

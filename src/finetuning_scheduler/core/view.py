@@ -75,6 +75,15 @@ class ModelView:
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """The number of values that each tensor in :attr:`trained` stands for, on all devices together."""
+        return self.counted()
+
+    @property
+    def has_lazy(self) -> bool:
+        """Whether there are parameters that get their shape in the first forward pass."""
+        return any(isinstance(tensor, UninitializedParameter) for tensor in self.trained.values())
+
+    def counted(self) -> dict[str, int]:
+        """Count the values anew; a parameter without a shape has none yet."""
         sizes = {name: parameter_size(parameter) for name, parameter in self.plain.named_parameters()}
         return {name: sum(sizes[held] for held in self.names_of[id(tensor)]) for name, tensor in self.trained.items()}
 

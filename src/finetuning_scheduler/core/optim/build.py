@@ -83,6 +83,11 @@ def empty_optimizer(spec: OptimizerSpec) -> Optimizer:
     return optimizer
 
 
+def steps_by_lr(spec: OptimizerSpec) -> bool:
+    """Whether the optimizer has learning rates, and does not set its steps itself."""
+    return empty_optimizer(spec).defaults.get("lr", 0.0) is not None
+
+
 def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRScheduler:
     """Make a phase's LR scheduler over the existing groups, which first get the learning rates it starts from.
 
