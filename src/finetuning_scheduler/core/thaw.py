@@ -8,9 +8,9 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm1d..3d and SyncBatchNorm
 
+from .schedule.names import FROZEN_BY_SCHEDULE
 from .transitions import Listener
 
-FROZEN_BY_SCHEDULE = "_frozen_by_schedule"
 FrozenModulesMode = Literal["train", "eval"]
 
 

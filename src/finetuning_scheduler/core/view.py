@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from .schedule.generate import parameter_size
+from .schedule.names import frozen_by_others
 from .schedule.schedule import Schedule
-from .thaw import FROZEN_BY_SCHEDULE
 
 # What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
 # dictionaries leave these out of their keys, apart from the last.
@@ -57,12 +57,7 @@ class ModelView:
     @property
     def frozen(self) -> frozenset[str]:
         """The names of the parameters that somebody else than a schedule has frozen, and that could be trained."""
-        return frozenset(
-            name
-            for name, tensor in self.tensors.items()
-            if not (tensor.requires_grad or getattr(tensor, FROZEN_BY_SCHEDULE, False))
-            and (tensor.is_floating_point() or tensor.is_complex())
-        )
+        return frozen_by_others(self.tensors.items())
 
     @cached_property
     def names_of(self) -> Mapping[int, tuple[str, ...]]:

@@ -235,10 +235,10 @@ def rate_problems(plan_phases: Sequence[tuple[Phase, Sequence[float | None]]], o
         name = type(stand_in(1)).__name__
         keys = [key for key in ("lr", "lr_decay") if getattr(phase, key) is not None]
         keys += ["lr_warmup_steps"] if phase.lr_warmup_steps else []
-        if number > 0 and None in rates and keys:
+        if number > 0 and keys and None in rates[-1:]:
             message = f"{name} sets its steps itself (lr=None), so that `{'`, `'.join(keys)}` cannot be used"
             problems += _located([(message, "Leave it out, or give the optimizer a learning rate.")], number)
-        numbers = [rate for rate in rates if rate is not None]
+        numbers = [rate for rate in rates if rate is not None and None not in rates[-1:]]
         warming = [0.0] if phase.lr_warmup_steps and len(numbers) > 1 else []
         if number > 0 and len({*numbers, *warming}) > 1 and (refusal := _refusal(stand_in, [*numbers, *warming])):
             message = f"{name} does not take groups with different learning rates ({refusal})"
