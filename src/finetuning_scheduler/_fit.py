@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ._checks import (
     Configuration,
@@ -411,6 +412,13 @@ class Fit(Listener):
             "phase_exhausted": early_stopping is not None and early_stopping.phase_exhausted,
             "metrics": {name: _plain_metric(value) for name, value in metrics.items()},
         }
+
+    def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
+        """Hold what a best checkpoint of an earlier phase may leave out."""
+        checkpoint = self.wiring.checkpoint
+        late = self.trainer.strategy.restore_checkpoint_after_setup
+        if self._carried_on and self.owner.restore_best and not late and checkpoint and checkpoint.best_model_path:
+            self.session.hold(thawed)
 
     def after_thaw(self) -> None:
         """Let strategy and trainer follow; replicas are compared after the next step."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import Problem, ScheduleError
+from ..errors import CheckpointError, Problem, ScheduleError
 from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, empty_optimizer
 from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates
 from .optim.schedulers import reads_initial_lr, retarget
@@ -21,6 +23,7 @@ from .optim.warmup import Warmup
 from .plan import PhaseState, difference
 from .prepare import Prepared
 from .schedule.model import LRSchedulerSpec, OptimizerSpec
+from .schedule.wording import listed
 from .settings import Settings
 from .state import check, saved
 from .thaw import FrozenModulePolicy, set_trainable
@@ -80,6 +83,9 @@ class Session:
         self._state: PhaseState | None = None
         self._warmup = Warmup(optimizer)
         self._lazy = view.has_lazy
+        # Values from before their phase thawed them, of parameters that the best checkpoint leaves out.
+        self.frozen_values: dict[str, torch.Tensor] = {}
+        self.saved_names: frozenset[str] = frozenset()  # what the checkpoint restored last has
         self._first_lr: float | None = None  # of phase 0's first group, if it is no longer the planned one
 
     @property
@@ -184,6 +190,31 @@ class Session:
     def settle(self) -> None:
         """Make learning rates what they are between steps, after an exception inside one."""
         self._warmup.settle()
+
+    def hold(self, thawed: Mapping[str, nn.Parameter]) -> None:
+        """Remember the values of parameters about to be thawed that a checkpoint of an earlier phase leaves out."""
+        for name, parameter in thawed.items():
+            if name not in self.saved_names:
+                self.frozen_values[name] = parameter.detach().clone()
+
+    def left_out(self, saved: Collection[str], phase: int) -> dict[str, torch.Tensor]:
+        """Find the values of thawed parameters that a checkpoint leaves out.
+
+        Args:
+            saved: The names of what it has.
+            phase: The phase in which it was written.
+
+        Raises:
+            CheckpointError: With every parameter that neither the checkpoint nor the memory has a value of.
+        """
+        self.saved_names = frozenset(saved)
+        missing = [name for name in self.trained_names if name not in self.saved_names]
+        trained_then = set(self.plan.phases[phase].trainable) if missing else set()
+        lost = [name for name in missing if name in trained_then or name not in self.frozen_values]
+        if lost:
+            message = f"expected values of all parameters that have been thawed, got none of {listed(lost)}"
+            raise CheckpointError(Problem(message, fix="Save them too, or use restore_best=False."))
+        return {name: self.frozen_values[name] for name in missing}
 
     def announce(self, prepared: Prepared) -> None:
         """Tell the user what was found while the session was prepared."""
