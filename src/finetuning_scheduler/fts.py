@@ -166,7 +166,8 @@ class FinetuningScheduler(AttachableCallback):
     def restore_best_ckpt(self) -> None:
         """Load the weights, optimizer state and precision state of the best checkpoint so far.
 
-        Learning rates, loops and other callbacks go on as they are. With no checkpoint yet, the present weights stay.
+        Learning rates, loops and other callbacks go on as they are, but for callbacks that keep or rewrite weights, such
+        as averages: these return to the same moment. With no checkpoint yet, the present weights stay.
 
         Raises:
             MisconfigurationException: The file is gone or cannot be read.
