@@ -98,6 +98,7 @@ __all__ = [
     "note_directory",
     "pl",
     "rebuild_ddp",
+    "refuse_other_package",
     "remember",
     "remembered",
     "saves_sharded_checkpoints",
@@ -105,6 +106,26 @@ __all__ = [
     "strategy_flags",
     "validation_metrics",
 ]
+
+
+def refuse_other_package(trainer: Trainer) -> None:
+    """Raise an error if the trainer, or a callback that stops or saves, is of the Lightning package not in use.
+
+    Such an object would do its work, but is an instance of no class that is known here.
+
+    Raises:
+        MisconfigurationException: It says which packages are mixed and what to import.
+    """
+    mine, other = pl.__name__, "pytorch_lightning" if pl.__name__ == "lightning.pytorch" else "lightning.pytorch"
+    names = {Trainer.__name__, EarlyStopping.__name__, ModelCheckpoint.__name__}
+    for found in (trainer, *callbacks_of(trainer)):
+        for kind in type(found).__mro__:
+            if kind.__name__ in names and kind.__module__.startswith(f"{other}."):
+                raise MisconfigurationException(
+                    f"expected one Lightning package, got two: FinetuningScheduler uses `{mine}`, and "
+                    f"{type(found).__name__} is of `{other}`. Fix: import everything from `{mine}`; or everything from "
+                    f"`{other}`, before `finetuning_scheduler` and without importing `{mine}`."
+                )
 
 
 class AttachableCallback(Callback):
