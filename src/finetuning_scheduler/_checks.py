@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -111,6 +112,16 @@ def limit_warnings(trainer: Trainer, plan: Plan) -> list[str]:
             f"max_steps={trainer.max_steps}, before the transitions that lead to them."
         )
     return messages
+
+
+def endless_phases(configuration: Configuration, trainer: Trainer, wiring: Wiring, plan: Plan) -> list[int]:
+    """List the phases before the last that end between epochs only, if nothing tells that an epoch has an end."""
+    if not math.isinf(trainer.num_training_batches):
+        return []
+    patience_counts = wiring.early_stopping is not None and not configuration.epoch_transitions_only
+    if configuration.intra_epoch_transitions and patience_counts:
+        return []
+    return [index for index, phase in enumerate(plan.phases[:-1]) if phase.limits.max_transition_step < 0]
 
 
 _FLAGS = ("gen_ft_sched_only", "epoch_transitions_only", "allow_untested", "intra_epoch_transitions")
