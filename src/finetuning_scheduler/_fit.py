@@ -15,6 +15,7 @@ from torch import nn
 from ._checks import (
     Configuration,
     configuration_problems,
+    endless_phases,
     limit_problems,
     limit_warnings,
     settings_of,
@@ -49,6 +50,11 @@ from .errors import CheckpointError, Problem
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
+
+_INSIDE_AN_EPOCH = (
+    "To end phases inside an epoch, set `intra_epoch_transitions=True` and validate there, or give them a "
+    "`max_transition_step`."
+)
 
 
 class Owner(Configuration, Protocol):
@@ -110,6 +116,7 @@ class Fit(Listener):
         self._modes_are_stale = False
         self._owes_plateau_step = False
         self._told_of_disagreement = False
+        self._endless_phases: list[int] = []  # those that end between epochs only, of which none may come
         self._unchecked_replicas = False
 
     @property
@@ -302,6 +309,10 @@ class Fit(Listener):
             metrics = self.loaded.get("metrics", {})
             trainer.callback_metrics.update({name: read_metric(value) for name, value in metrics.items()})
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
+        self._endless_phases = endless_phases(self.owner, trainer, self.wiring, self.session.plan)
+        if coming := [phase for phase in self._endless_phases if phase >= self.session.phase]:
+            message = f"The training data has no length: unless an epoch of it ends, phases {coming} never do."
+            self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
         early_stopping = self.wiring.early_stopping
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
         stopped = early_stopping is not None and early_stopping.has_stopped_session and self.resumed_from is not None
@@ -324,6 +335,7 @@ class Fit(Listener):
         if self._searched:
             self._searched = False
             self.session.follow_first_lr()
+        self._tell_of_unheard_patience()
         limits = self.session.plan.phases[self.session.phase].limits
         watched = limits.max_transition_step >= 0 or self.owner.intra_epoch_transitions
         if not watched or batch_idx % self.trainer.accumulate_grad_batches:
@@ -345,6 +357,7 @@ class Fit(Listener):
 
     def end_epoch(self) -> None:
         """End the session at the last phase's epoch limit."""
+        self._endless_phases = []  # epochs do end
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
         if self.session.phases_remaining == 0 and self._limit_reached(self.trainer.current_epoch + 1):
@@ -452,6 +465,14 @@ class Fit(Listener):
             )
             self.report(logging.WARNING, message)
         return anyone
+
+    def _tell_of_unheard_patience(self) -> None:
+        """Say, once, that patience has run out inside an epoch that may have no end."""
+        early_stopping, phase = self.wiring.early_stopping, self.session.phase
+        if early_stopping is not None and early_stopping.phase_exhausted and phase in self._endless_phases:
+            self._endless_phases = []
+            message = f"Phase {phase} has run out of patience, but goes on until the epoch ends, which it may never do."
+            self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
 
     def _limit_reached(self, epoch: int) -> bool:
         return self.session.decide(Moment(epoch, self.trainer.global_step)).advance
