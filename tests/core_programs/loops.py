@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from finetuning_scheduler.core.runner import PhaseRunner, Transition
+from finetuning_scheduler.core.loop import PhaseRunner, Transition
 
 BATCHES_PER_EPOCH = 4
 HEAD, UPPER, LOWER = (
