@@ -15,16 +15,18 @@ FrozenModulesMode = Literal["train", "eval"]
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
-    """Set ``requires_grad`` of exactly these parameters; a frozen one also loses its gradient.
+    """Set ``requires_grad`` of exactly these parameters; what is frozen or thawed loses its gradient.
 
-    A stale gradient would otherwise be applied by the first optimizer step after the parameter is thawed again. One
-    that is thawed loses it too, since something else may have frozen it.
+    A stale gradient would otherwise be applied by the first optimizer step after the parameter is thawed, whoever has
+    frozen it. What is trained already keeps its gradient: it may be half of an accumulation.
     """
     for parameter in parameters:
+        if parameter.requires_grad and trainable:
+            continue
+        parameter.grad = None
         if parameter.requires_grad is trainable:
             continue
         parameter.requires_grad = trainable  # a lazy parameter has no `requires_grad_`
-        parameter.grad = None
         # Whoever meets the model later can tell it from what its author froze.
         setattr(parameter, FROZEN_BY_SCHEDULE, not trainable)
 
