@@ -181,6 +181,10 @@ def model_checkpoint(pl: ModuleType) -> object:
     return pl.callbacks.ModelCheckpoint()
 
 
+def validation_loop(pl: ModuleType) -> object:
+    return trainer(pl).fit_loop.epoch_loop.val_loop
+
+
 def ddp_strategy(pl: ModuleType) -> object:
     return pl.strategies.DDPStrategy()
 
@@ -202,7 +206,15 @@ LIGHTNING = [
     Row(early_stopping, "_evaluate_stopping_criteria", "its verdict ends a phase instead of the session"),
     Row(early_stopping, "_validate_condition_metric", "a metric that is missing is a configuration error"),
     Row(model_checkpoint, "_save_checkpoint", "the best depth is up to date before a file is written"),
-    Row(model_checkpoint, "_fs", "left out when two callbacks are compared"),
+    Row(model_checkpoint, "_ModelCheckpoint__resolve_ckpt_dir", "where one saves that has been given no directory"),
+    Row(model_checkpoint, "_enable_version_counter", "part of a configuration"),
+    Row(model_checkpoint, "_every_n_epochs", "part of a configuration"),
+    Row(model_checkpoint, "_every_n_train_steps", "part of a configuration"),
+    Row(model_checkpoint, "_train_time_interval", "part of a configuration"),
+    Row(model_checkpoint, "_last_checkpoint_saved", "forgotten when a fit starts clean"),
+    Row(model_checkpoint, "_last_global_step_saved", "forgotten when a fit starts clean"),
+    Row(model_checkpoint, "_last_time_checked", "forgotten when a fit starts clean"),
+    Row(validation_loop, "_results", "which metrics validation has logged"),
     Row(ddp_strategy, "_ddp_kwargs", "the module is wrapped anew without sending its weights"),
     Row(ddp_strategy, "_setup_model", "the module is wrapped anew"),
     Row(fsdp_strategy, "_state_dict_type", "whether each rank saves its shards"),

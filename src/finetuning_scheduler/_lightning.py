@@ -200,7 +200,7 @@ _CHECKPOINT_STATE = (
     "kth_value",
     "last_model_path",
 )
-_DIRECTORIES = "_given_and_chosen_directory"  # the attribute in which a checkpoint callback is told
+_DIRECTORIES = "given_and_chosen_directory"  # the attribute in which a checkpoint callback is told
 _CHECKPOINT_CONFIGURATION = (
     "CHECKPOINT_NAME_LAST",
     "FILE_EXTENSION",
@@ -397,12 +397,12 @@ def is_search_checkpoint(path: object) -> bool:
 
 def remember(trainer: Trainer, fit: object) -> None:
     """Keep the last fit of a trainer with it, whichever callback object has carried it out."""
-    vars(trainer)["_finetuning_fit"] = fit
+    vars(trainer)["finetuning_fit"] = fit
 
 
 def remembered(trainer: Trainer) -> Any:
     """Return the last fit of a trainer, if there is one."""
-    return vars(trainer).get("_finetuning_fit")
+    return vars(trainer).get("finetuning_fit")
 
 
 @contextmanager

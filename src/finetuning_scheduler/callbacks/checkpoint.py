@@ -25,7 +25,7 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     best_ckpt_depth = 0
     _scheduler: PhaseHolder | None = None
     _trainer: Trainer | None = None
-    _stands_for: str | None = None
+    stands_for: str | None = None
     _written: set[str] = set()  # noqa: RUF012 - replaced, never changed, while no scheduler is attached
 
     def begin(self, scheduler: PhaseHolder, trainer: Trainer) -> None:
@@ -48,7 +48,7 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     def state_key(self) -> str:
         """Key of the state in a checkpoint: that of the user's own class, if this object stands for one of it."""
         key = super().state_key
-        return key if self._stands_for is None else key.replace(type(self).__qualname__, self._stands_for, 1)
+        return key if self.stands_for is None else key.replace(type(self).__qualname__, self.stands_for, 1)
 
     def before_save(self, filepath: str) -> None:
         """Record the depth; that of the best checkpoint only when this file is the one recorded as best."""

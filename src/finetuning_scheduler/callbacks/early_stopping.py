@@ -31,7 +31,7 @@ class FTSEarlyStopping(InspectableEarlyStopping):
 
     phase_exhausted = False
     _scheduler: PhaseHolder | None = None
-    _stands_for: str | None = None
+    stands_for: str | None = None
     _patience_counts = True
     _given_moment: bool | None = None
     _moment_is_open = False
@@ -67,7 +67,7 @@ class FTSEarlyStopping(InspectableEarlyStopping):
     def state_key(self) -> str:
         """Key of the state in a checkpoint: that of the user's own class, if this object stands for one of it."""
         key = super().state_key
-        return key if self._stands_for is None else key.replace(type(self).__qualname__, self._stands_for, 1)
+        return key if self.stands_for is None else key.replace(type(self).__qualname__, self.stands_for, 1)
 
     @property
     def has_stopped_session(self) -> bool:

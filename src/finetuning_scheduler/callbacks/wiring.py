@@ -178,7 +178,7 @@ def _multi_phase(callback: Callback, multi_phase: type[C]) -> C:
     # All arguments are taken over, in whatever form the base class keeps them; and the user's object goes on
     # answering, since both are the same state.
     form.__dict__ = callback.__dict__
-    form._stands_for = kind.__qualname__
+    form.stands_for = kind.__qualname__
     return form
 
 

@@ -23,7 +23,7 @@ MAX_NAMES_COMPARED = 2_000
 MAX_RANGES = 256
 
 
-FROZEN_BY_SCHEDULE = "_frozen_by_schedule"  # marks parameters, so that what their author froze can be told from them
+FROZEN_BY_SCHEDULE = "frozen_by_schedule"  # marks parameters, so that what their author froze can be told from them
 
 
 def frozen_by_others(named: Iterable[tuple[str, nn.Parameter]]) -> frozenset[str]:
