@@ -36,6 +36,7 @@ from ._source import read_source, save
 from ._trainer import TrainerRanks, adapted, as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
 from .callbacks.wiring import Wiring
+from .core.gradients import GradientWatch
 from .core.optim.schedulers import is_supported
 from .core.prepare import Prepared, prepare
 from .core.schedule.generate import generate
@@ -48,6 +49,7 @@ from .errors import CheckpointError, Problem
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
+_NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
 class Owner(Configuration, Protocol):
@@ -86,6 +88,7 @@ class Fit(Listener):
         self.module = module
         self.loaded = continued  # the progress to go on from
         self._session: Session | None = None
+        self._gradients: GradientWatch | None = None
         self._resolved: dict[str, Any] = {}
         self.wiring = wiring
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
@@ -110,6 +113,7 @@ class Fit(Listener):
         self._owes_plateau_step = False
         self._told_of_disagreement = False
         self._unchecked_replicas = False
+        self._steps_seen = 0
 
     @property
     def begun(self) -> bool:
@@ -124,8 +128,19 @@ class Fit(Listener):
             MisconfigurationException: It has not begun.
         """
         if self._session is None:
-            raise MisconfigurationException("FinetuningScheduler runs inside Trainer.fit; no fit has started.")
+            raise MisconfigurationException(_NOT_BEGUN)
         return self._session
+
+    @property
+    def gradients(self) -> GradientWatch:
+        """Tells, in a warning and as values, which parameters were thawed and are not trained.
+
+        Raises:
+            MisconfigurationException: The session has not begun.
+        """
+        if self._gradients is None:
+            raise MisconfigurationException(_NOT_BEGUN)
+        return self._gradients
 
     def report(self, level: int, message: str) -> None:
         """Log a message on rank zero."""
@@ -160,6 +175,8 @@ class Fit(Listener):
         self._messages.close()
         if self._session is not None:
             self._session.modes.release()
+        if self._gradients is not None:
+            self._gradients.close()
         if not (failed and self.trainer.strategy.restore_checkpoint_after_setup):
             self._give_back()
 
@@ -233,6 +250,8 @@ class Fit(Listener):
             listeners=[self],
             report=self.report,
         )
+        self._gradients = GradientWatch(self._session, ranks=self.ranks, report=self.report)
+        self._session.listeners.append(self._gradients)
         for line in self.wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)
@@ -301,6 +320,7 @@ class Fit(Listener):
             metrics = self.loaded.get("metrics", {})
             trainer.callback_metrics.update({name: read_metric(value) for name, value in metrics.items()})
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
+        self._steps_seen = trainer.global_step
         early_stopping = self.wiring.early_stopping
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
         stopped = early_stopping is not None and early_stopping.has_stopped_session and self.resumed_from is not None
@@ -333,6 +353,9 @@ class Fit(Listener):
     def end_batch(self) -> None:
         """Check that ranks agree after a phase's first step; end the session at the last phase's step limit."""
         session, step = self.session, self.trainer.global_step
+        if step > self._steps_seen:
+            self.gradients.step()
+        self._steps_seen = step
         if self._unchecked_replicas and step > session.progress.entry_step:
             self._unchecked_replicas = False
             self.adapter.check_replicas(p for p in session.parameters.values() if p.requires_grad)
@@ -346,8 +369,13 @@ class Fit(Listener):
         """End the session at the last phase's epoch limit."""
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
+        self.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
         if self.session.phases_remaining == 0 and self._limit_reached(self.trainer.current_epoch + 1):
             self._stop(Reason.EPOCH)
+
+    def end_training(self) -> None:
+        """Judge a phase that the training has ended in before its first epoch did."""
+        self.gradients.judge()
 
     def apply_modes(self) -> None:
         """Put frozen modules into their mode."""
@@ -383,6 +411,7 @@ class Fit(Listener):
 
     def restore_best(self) -> None:
         """Load the best checkpoint so far, if there is one."""
+        self.gradients.judge()  # before what it judges is changed
         checkpoint = self.wiring.checkpoint
         if checkpoint is not None:
             checkpoint.best_model_path = self.adapter.from_rank_zero(checkpoint.best_model_path)
