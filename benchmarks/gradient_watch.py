@@ -33,6 +33,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(WIDTH, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Encode, and read off one number."""
         return self.head(self.encoder(x)).mean()
 
 

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import Any, Protocol
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from ._checks import (
     Configuration,
@@ -30,6 +31,7 @@ from ._lightning import (
     is_search_checkpoint,
     loading_with,
     remember,
+    scheduler_step_of,
     step_plateau_schedulers,
 )
 from ._source import read_source, save
@@ -37,7 +39,7 @@ from ._trainer import TrainerRanks, adapted, as_misconfiguration, visible_messag
 from .callbacks.best import restore_best
 from .callbacks.wiring import Wiring
 from .core.gradients import GradientWatch
-from .core.optim.schedulers import is_supported
+from .core.optim.schedulers import Step, growth_failure, is_supported
 from .core.prepare import Prepared, prepare
 from .core.schedule.generate import generate
 from .core.schedule.resolve import Resolution
@@ -231,13 +233,14 @@ class Fit(Listener):
         settings = settings_of(owner, self.given["max_depth"], self.module)
         lr_schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         implicit_mode = self.given["ft_schedule"] is None
+        step = scheduler_step_of(self.module)
         prepared = prepare(
             self._found,
             view,
             usable_optimizer(trainer),
             settings,
-            # One that is refused is not tried out, too.
-            lr_schedulers=[each for each in lr_schedulers if owner.allow_untested or is_supported(each)],
+            lr_schedulers=[each for each in lr_schedulers if self._is_tried(each, step)],
+            step=step,
             problems=configuration_problems(owner, trainer, self.wiring, implicit=implicit_mode),
             limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
         )
@@ -257,6 +260,15 @@ class Fit(Listener):
         self._session.announce(prepared)
         self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
         return prepared
+
+    def _is_tried(self, scheduler: LRScheduler, step: Step | None) -> bool:
+        """Whether a scheduler is tried out: not one that is refused anyway.
+
+        With ``allow_untested``, one passes, too, whose steps the module makes with what only training brings about.
+        """
+        if not self.owner.allow_untested:
+            return is_supported(scheduler)
+        return step is None or growth_failure(scheduler, step, new_groups=0) is None
 
     def _give_back(self) -> None:
         """Give the parameters that no phase has thawed the ``requires_grad`` with which they came."""
