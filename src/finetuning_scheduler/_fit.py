@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from ._checks import (
     Configuration,
@@ -32,13 +33,15 @@ from ._lightning import (
     is_search_checkpoint,
     loading_with,
     remember,
+    scheduler_step_of,
     step_plateau_schedulers,
 )
 from ._source import read_source, save
 from ._trainer import TrainerRanks, adapted, as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
 from .callbacks.wiring import Wiring
-from .core.optim.schedulers import is_supported
+from .core.gradients import GradientWatch
+from .core.optim.schedulers import Step, growth_failure, is_supported
 from .core.prepare import Prepared, prepare
 from .core.schedule.generate import generate
 from .core.schedule.resolve import Resolution
@@ -50,6 +53,7 @@ from .errors import CheckpointError, Problem
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
+_NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 _INSIDE_AN_EPOCH = (
     "To end phases inside an epoch, set `intra_epoch_transitions=True` and validate there, or give them a "
@@ -93,6 +97,7 @@ class Fit(Listener):
         self.module = module
         self.loaded = continued  # the progress to go on from
         self._session: Session | None = None
+        self._gradients: GradientWatch | None = None
         self._resolved: dict[str, Any] = {}
         self.wiring = wiring
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
@@ -118,6 +123,7 @@ class Fit(Listener):
         self._told_of_disagreement = False
         self._endless_phases: list[int] = []  # those that end between epochs only, of which none may come
         self._unchecked_replicas = False
+        self._steps_seen = 0
 
     @property
     def begun(self) -> bool:
@@ -132,8 +138,19 @@ class Fit(Listener):
             MisconfigurationException: It has not begun.
         """
         if self._session is None:
-            raise MisconfigurationException("FinetuningScheduler runs inside Trainer.fit; no fit has started.")
+            raise MisconfigurationException(_NOT_BEGUN)
         return self._session
+
+    @property
+    def gradients(self) -> GradientWatch:
+        """Tells, in a warning and as values, which parameters were thawed and are not trained.
+
+        Raises:
+            MisconfigurationException: The session has not begun.
+        """
+        if self._gradients is None:
+            raise MisconfigurationException(_NOT_BEGUN)
+        return self._gradients
 
     def report(self, level: int, message: str) -> None:
         """Log a message on rank zero."""
@@ -168,6 +185,8 @@ class Fit(Listener):
         self._messages.close()
         if self._session is not None:
             self._session.modes.release()
+        if self._gradients is not None:
+            self._gradients.close()
         if not (failed and self.trainer.strategy.restore_checkpoint_after_setup):
             self._give_back()
 
@@ -222,13 +241,14 @@ class Fit(Listener):
         settings = settings_of(owner, self.given["max_depth"], self.module)
         lr_schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         implicit_mode = self.given["ft_schedule"] is None
+        step = scheduler_step_of(self.module)
         prepared = prepare(
             self._found,
             view,
             usable_optimizer(trainer),
             settings,
-            # One that is refused is not tried out, too.
-            lr_schedulers=[each for each in lr_schedulers if owner.allow_untested or is_supported(each)],
+            lr_schedulers=[each for each in lr_schedulers if self._is_tried(each, step)],
+            step=step,
             problems=configuration_problems(owner, trainer, self.wiring, implicit=implicit_mode),
             limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
         )
@@ -241,11 +261,22 @@ class Fit(Listener):
             listeners=[self],
             report=self.report,
         )
+        self._gradients = GradientWatch(self._session, ranks=self.ranks, report=self.report)
+        self._session.listeners.append(self._gradients)
         for line in self.wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)
         self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
         return prepared
+
+    def _is_tried(self, scheduler: LRScheduler, step: Step | None) -> bool:
+        """Whether a scheduler is tried out: not one that is refused anyway.
+
+        With ``allow_untested``, one passes, too, whose steps the module makes with what only training brings about.
+        """
+        if not self.owner.allow_untested:
+            return is_supported(scheduler)
+        return step is None or growth_failure(scheduler, step, new_groups=0) is None
 
     def _give_back(self) -> None:
         """Give the parameters that no phase has thawed the ``requires_grad`` with which they came."""
@@ -313,6 +344,7 @@ class Fit(Listener):
         if coming := [phase for phase in self._endless_phases if phase >= self.session.phase]:
             message = f"The training data has no length: unless an epoch of it ends, phases {coming} never do."
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
+        self._steps_seen = trainer.global_step
         early_stopping = self.wiring.early_stopping
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
         stopped = early_stopping is not None and early_stopping.has_stopped_session and self.resumed_from is not None
@@ -346,6 +378,9 @@ class Fit(Listener):
     def end_batch(self) -> None:
         """Check that ranks agree after a phase's first step; end the session at the last phase's step limit."""
         session, step = self.session, self.trainer.global_step
+        if step > self._steps_seen:
+            self.gradients.step()
+        self._steps_seen = step
         if self._unchecked_replicas and step > session.progress.entry_step:
             self._unchecked_replicas = False
             self.adapter.check_replicas(p for p in session.parameters.values() if p.requires_grad)
@@ -360,8 +395,13 @@ class Fit(Listener):
         self._endless_phases = []  # epochs do end
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
+        self.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
         if self.session.phases_remaining == 0 and self._limit_reached(self.trainer.current_epoch + 1):
             self._stop(Reason.EPOCH)
+
+    def end_training(self) -> None:
+        """Judge a phase that the training has ended in before its first epoch did."""
+        self.gradients.judge()
 
     def apply_modes(self) -> None:
         """Put frozen modules into their mode."""
@@ -397,6 +437,7 @@ class Fit(Listener):
 
     def restore_best(self) -> None:
         """Load the best checkpoint so far, if there is one."""
+        self.gradients.judge()  # before what it judges is changed
         checkpoint = self.wiring.checkpoint
         if checkpoint is not None:
             checkpoint.best_model_path = self.adapter.from_rank_zero(checkpoint.best_model_path)

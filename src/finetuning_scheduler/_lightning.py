@@ -7,6 +7,7 @@ interchangeable. The package that the program has already imported is used, else
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -102,6 +103,7 @@ __all__ = [
     "remember",
     "remembered",
     "saves_sharded_checkpoints",
+    "scheduler_step_of",
     "step_plateau_schedulers",
     "strategy_flags",
     "validation_metrics",
@@ -495,6 +497,19 @@ def install_lr_scheduler(trainer: Trainer, scheduler: LRScheduler, settings: Map
         settings: Fields of Lightning's ``LRSchedulerConfig``.
     """
     trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(scheduler, **settings)]
+
+
+def scheduler_step_of(module: LightningModule) -> Callable[[LRScheduler], None] | None:
+    """Return how the module makes a step of an LR scheduler, on a copy of the module; ``None`` if in the usual way."""
+    if getattr(module.lr_scheduler_step, "__func__", None) is LightningModule.lr_scheduler_step:
+        return None
+    stand_in = copy.copy(module)  # what it counts is counted there
+    stand_in.trainer = module.trainer
+
+    def step(scheduler: LRScheduler) -> None:
+        stand_in.lr_scheduler_step(scheduler, 1.0 if isinstance(scheduler, ReduceLROnPlateau) else None)
+
+    return step
 
 
 def step_plateau_schedulers(trainer: Trainer) -> None:

@@ -243,6 +243,10 @@ class FinetuningScheduler(AttachableCallback):
         """End the session at the last phase's epoch limit."""
         self._running().end_epoch()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what has been thawed and was not trained, if that has not been told yet."""
+        self._running().end_training()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave modules, logger and Lightning as after a fit that ends by itself."""
         self._adapted.close()

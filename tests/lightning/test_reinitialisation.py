@@ -19,7 +19,7 @@ from finetuning_scheduler.core import PhaseRunner, generate
 from tests.reference.history import assert_continues, assert_same_run
 from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD, Wrapped, build_network, mlp
 from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd, schedule_of
-from tests.reference.toys import WHEN_SAVED, SaveAt, Session, Toy, ToyResumable, roll_back
+from tests.reference.toys import WHEN_SAVED, SaveAt, Session, Toy, ToyOverAll, ToyResumable, roll_back
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -605,7 +605,7 @@ def test_parameters_join_with_the_options_of_the_group_they_came_from(
 ) -> None:
     recipe = replace(RECIPE, optimizer=two_groups, scheduler=None, no_decay=no_decay)
     seen = OwnOptions()
-    Session(recipe, tmp_path, extra_callbacks=(seen,)).fit()
+    Session(recipe, tmp_path, module=ToyOverAll, extra_callbacks=(seen,)).fit()
     for epoch, thawed in ((1, HEAD), (3, (*HEAD, *THIRD)), (5, (*HEAD, *THIRD, *SECOND))):
         assert seen.epochs[epoch].keys() == set(thawed)
         for name in thawed:
@@ -620,7 +620,7 @@ def test_parameters_join_with_the_options_of_the_group_they_came_from(
 def test_the_split_by_options_survives_a_new_optimizer(tmp_path: Path) -> None:
     recipe = replace(RECIPE, optimizer=two_groups, scheduler=None)
     options = with_keys(recipe, {2: {"new_optimizer": optimizer_spec("SGD", lr=0.03, weight_decay=0.2)}})
-    session = Session(recipe, tmp_path, scheduler_options=options).fit()
+    session = Session(recipe, tmp_path, module=ToyOverAll, scheduler_options=options).fit()
     bias_of = [tuple(name for name in names if name.endswith("bias")) for names in (HEAD, THIRD, SECOND, FIRST)]
     weight_of = [tuple(name for name in names if name.endswith("weight")) for names in (HEAD, THIRD, SECOND, FIRST)]
     groups = session.history.epochs[-1].groups

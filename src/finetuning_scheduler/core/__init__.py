@@ -1,5 +1,6 @@
 """The engine: schedules, thawing, transitions and parameter groups, for PyTorch with no Lightning installed."""
 
+from .gradients import GradientWatch, Judgement
 from .loop import PhaseRunner
 from .monitor import Monitor, Patience
 from .optim.param_groups import PlannedGroup
@@ -26,6 +27,8 @@ from .view import ModelView
 __all__ = [
     "Decision",
     "FrozenModulePolicy",
+    "GradientWatch",
+    "Judgement",
     "LRSchedulerSpec",
     "Listener",
     "ModelView",

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .gradients import GradientWatch
 from .monitor import Monitor, Patience
 from .optim.build import SchedulerSettings
 from .plan import Plan
@@ -50,6 +51,9 @@ class PhaseRunner:
         listeners: Told of every change of what is trained.
         ranks: The processes that train together, if there are several: they run out of patience together.
         report: Where messages go: ``report(logging level, text)``; the package's logger if not given.
+
+    Attributes:
+        gradients: Tells, in a warning and as values, which parameters were thawed and are not trained.
 
     Raises:
         ScheduleError: The schedule is malformed or does not fit the model, with everything that is wrong; model and
@@ -113,6 +117,8 @@ class PhaseRunner:
         self.session.announce(prepared)
         self.finished = False
         self._ranks = ranks or OneProcess()
+        self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
+        self.session.listeners.append(self.gradients)
         self._epoch = self._step = 0
         self.session.begin()
 
@@ -178,6 +184,7 @@ class PhaseRunner:
         A call counts if the optimizer has made a step since the last one: one that a gradient scaler has left out does
         not, nor does one in the middle of an accumulation.
         """
+        self.gradients.step()
         if not self._steps.taken():
             return None
         self._step += 1
@@ -191,6 +198,7 @@ class PhaseRunner:
             metric: The monitored quantity. The best state is kept for it, and a value that is not finite ends the
                 session, as in PyTorch Lightning.
         """
+        self.gradients.epoch_end()
         progress = self.session.progress
         entered_after_last_step = 0 < self._step == progress.entry_step and progress.entry_epoch == self._epoch
         self._epoch += 1
@@ -255,6 +263,7 @@ class PhaseRunner:
         decision = self.session.decide(moment)
         if self.finished or decision.reason is None:
             return None
+        self.gradients.judge()
         if self.phases_remaining == 0:
             self.finished = True
             return None

@@ -14,7 +14,7 @@ from ..errors import OptimizerError, Problem, ScheduleError, ScheduleFileError, 
 from .optim.checks import check_against_model, check_phases, rate_problems
 from .optim.initial import InitialGroups, initial_groups
 from .optim.param_groups import mesh_of
-from .optim.schedulers import growth_failure
+from .optim.schedulers import Step, growth_failure
 from .plan import GroupRules, Plan, block_numbers
 from .schedule.collapse import collapsed
 from .schedule.draft import draft
@@ -52,6 +52,7 @@ def prepare(
     settings: Settings,
     *,
     lr_schedulers: Sequence[LRScheduler] = (),
+    step: Step | None = None,
     problems: Iterable[Problem] = (),
     limits: Callable[[Schedule], Iterable[Problem]] | None = None,
 ) -> Prepared:
@@ -63,6 +64,7 @@ def prepare(
         optimizer: The user's optimizer; ``None`` if there is none that can be used, which is among ``problems`` then.
         settings: How the schedule is executed.
         lr_schedulers: The LR schedulers that act on ``optimizer``.
+        step: Makes a step of an LR scheduler, if the training loop does so in a way of its own.
         problems: What the caller has found by itself.
         limits: Tells what keeps the phases to execute, in full names, from being executed where they are to be.
 
@@ -79,7 +81,7 @@ def prepare(
         if optimizer is not None:
             gate = _Gate(view, optimizer, lr_schedulers, settings)
             plan, initial = gate.plan(whole)
-            if wrong := [*gate.problems(plan), *gate.growth_problems()]:
+            if wrong := [*gate.problems(plan), *gate.growth_problems(step)]:
                 errors.append(OptimizerError(wrong))
     if own:
         errors.append(ScheduleError(own))
@@ -146,9 +148,9 @@ class _Gate:
             *rate_problems(rates, self._optimizer),
         ]
 
-    def growth_problems(self) -> Iterator[Problem]:
+    def growth_problems(self, step: Step | None) -> Iterator[Problem]:
         for scheduler in self._lr_schedulers:
-            if (failure := growth_failure(scheduler)) is not None:
+            if (failure := growth_failure(scheduler, step)) is not None:
                 message = f"{type(scheduler).__name__} cannot follow a new parameter group ({failure})"
                 yield Problem(message, fix="Use one of PyTorch's LR schedulers.")
 

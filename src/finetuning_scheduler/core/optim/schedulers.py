@@ -34,6 +34,7 @@ from torch.optim.swa_utils import SWALR
 
 ParameterGroup = dict[str, Any]
 Grow = Callable[[Any, ParameterGroup, ParameterGroup], None]
+Step = Callable[[LRScheduler], None]
 
 
 def _nothing(scheduler: Any, group: ParameterGroup, reference: ParameterGroup) -> None:
@@ -200,33 +201,44 @@ def retarget(scheduler: LRScheduler, optimizer: Optimizer) -> None:
             each.cycle_momentum = each.use_beta1 or "momentum" in optimizer.defaults
 
 
-def growth_failure(scheduler: LRScheduler) -> str | None:
+def growth_failure(scheduler: LRScheduler, step: Step | None = None, *, new_groups: int = 1) -> str | None:
     """Try on a copy whether a scheduler can follow a new group; return why not.
 
     Works on stand-in parameters, so that a scheduler that would fail at its first step fails before training. The
     classes known here need no trial; a subclass may keep lists of its own.
+
+    Args:
+        scheduler: The scheduler.
+        step: Makes a step of it, if the training loop does so in a way of its own.
+        new_groups: How many groups are new; with none, the answer is why it cannot be tried at all.
     """
     if all(type(each) in SUPPORTED_LR_SCHEDULERS for each in nested(scheduler)):
         return None
     groups = scheduler.optimizer.param_groups
-    stand_in = SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(len(groups) + 1)], lr=0.1)
-    for substitute, group in zip(stand_in.param_groups, [*groups, groups[0]], strict=True):
+    groups = [*groups, *[groups[0]] * new_groups]
+    stand_in = SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in groups], lr=0.1)
+    for substitute, group in zip(stand_in.param_groups, groups, strict=True):
         substitute.update(
             {key: copy.copy(value) for key, value in group.items() if key not in ("params", "param_names")}
         )
         substitute.setdefault("initial_lr", substitute["lr"])
     trial = _trial_copy(scheduler, stand_in)
+    added = stand_in.param_groups[len(groups) - new_groups :]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            grow(trial, stand_in.param_groups[-1:], stand_in.param_groups[0], apply_lambdas=False)
-            if isinstance(trial, ReduceLROnPlateau):
-                trial.step(1.0)
-            else:
-                trial.step()
+            grow(trial, added, stand_in.param_groups[0], apply_lambdas=False)
+            (step or _step)(trial)
     except Exception as error:  # noqa: BLE001  # whatever a foreign class raises is the reason to refuse it
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _step(scheduler: LRScheduler) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.step(1.0)
+    else:
+        scheduler.step()
 
 
 def _trial_copy(scheduler: LRScheduler, optimizer: Optimizer) -> LRScheduler:
@@ -234,6 +246,8 @@ def _trial_copy(scheduler: LRScheduler, optimizer: Optimizer) -> LRScheduler:
     for name, value in vars(scheduler).items():
         if isinstance(value, (list, dict)):
             setattr(trial, name, copy.copy(value))
+        elif getattr(value, "optimizer", None) is scheduler.optimizer:  # a scheduler inside a foreign one
+            setattr(trial, name, _trial_copy(value, optimizer))
     trial.optimizer = optimizer
     if hasattr(trial, "_schedulers"):
         trial._schedulers = [_trial_copy(inner, optimizer) for inner in trial._schedulers]

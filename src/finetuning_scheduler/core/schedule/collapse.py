@@ -1,4 +1,7 @@
-"""Many names, said in a few: whole modules as ``encoder.*``, numbered ones as ``layers.[0-3].weight``."""
+"""Many names, said in a few: whole modules as ``encoder.*``, numbered ones as ``layers.[0-3].weight``.
+
+What is said can be put into a schedule: each is a name or a regular expression.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
+_MAX_TENS = 16
 
 
 def collapsed(names: Iterable[str], everything: Iterable[str]) -> list[str]:
@@ -45,10 +49,20 @@ def _with_numbers_joined(entries: Iterable[str]) -> list[str]:
     return joined
 
 
-def _range(numbers: Sequence[int]) -> str:
-    found = sorted(set(numbers))
-    if len(found) == 1:
-        return str(found[0])
-    if found == list(range(found[0], found[-1] + 1)):
-        return f"[{found[0]}-{found[-1]}]"
-    return f"[{','.join(map(str, found))}]" if len(found) <= 8 else "*"
+def _range(numbers: Iterable[int]) -> str:
+    """Say numbers as a regular expression, ten by ten."""
+    tens: dict[int, list[int]] = {}
+    for number in sorted(set(numbers)):
+        tens.setdefault(number // 10, []).append(number % 10)
+    if len(tens) > _MAX_TENS:
+        return r"\d+"
+    said = [f"{ten or ''}{_digits(last)}" for ten, last in tens.items()]
+    return said[0] if len(said) == 1 else f"({'|'.join(said)})"
+
+
+def _digits(digits: Sequence[int]) -> str:
+    """Say digits, in order, as a regular expression."""
+    first, last = digits[0], digits[-1]
+    if len(digits) == 1:
+        return str(first)
+    return f"[{first}-{last}]" if len(digits) == last - first + 1 > 2 else f"[{''.join(map(str, digits))}]"
