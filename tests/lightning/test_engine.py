@@ -43,20 +43,36 @@ class CountingAdapter(StrategyAdapter):
         self.compared.append(len(list(parameters)))
 
 
-def counting_session(tmp_path: Path, **options: Any) -> Session:
+def counting_session(tmp_path: Path, kind: type[Any] = FinetuningScheduler, **options: Any) -> Session:
     scheduler_options = {"custom_strategy_adapters": {"single_device": f"{__name__}:CountingAdapter"}}
     recipe = simple_recipe(
         phases=(PhaseSpec(HEAD), PhaseSpec(THIRD), PhaseSpec(SECOND), PhaseSpec(FIRST)),
         scores=(3.0, *(4.0 + epoch for epoch in range(20))),
         **options,
     )
-    return Session(recipe, tmp_path, scheduler_options=scheduler_options)
+    return Session(recipe, tmp_path, scheduler_options=scheduler_options, scheduler_class=kind)
+
+
+class Asking(FinetuningScheduler):
+    """Notes what the ranks are asked for each decision, and whether anyone is out of patience."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.decisions: list[list[str]] = []
+
+    def should_transition(self, trainer: Any) -> bool:
+        asked = self.strategy_adapter.asked
+        before = len(asked)
+        due = super().should_transition(trainer)
+        self.decisions.append(asked[before:])
+        return due
 
 
 def test_the_ranks_are_asked_once_for_each_decision(tmp_path: Path) -> None:
-    session = counting_session(tmp_path, patience=1, epochs=3).fit()
-    # Epoch 0: nobody is out of patience; phase 1 begins after epoch 1, phase 2 is due after the last.
-    assert session.scheduler.strategy_adapter.asked == ["any", "any", "any", "every"]
+    session = counting_session(tmp_path, Asking, patience=1, epochs=3).fit()
+    # Nobody is out of patience before epochs 0 and 1; phase 1 begins in epoch 2.
+    assert session.scheduler.decisions == [["any"], ["any"], ["any", "every"]]
+    assert session.scheduler.strategy_adapter.asked.count("every") == 1
     assert [epoch.phase for epoch in session.history.epochs] == [0, 0, 1]
 
 
