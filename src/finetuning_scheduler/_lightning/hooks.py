@@ -1,0 +1,101 @@
+"""Moments at which Lightning has no hook, and what a trainer has to remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from .package import LightningModule, Strategy, Trainer
+
+
+@contextmanager
+def after_configure_model(module: LightningModule, action: Callable[[], None]) -> Iterator[None]:
+    """Call ``action`` whenever the module's ``configure_model`` has run.
+
+    It is the only moment between the module getting its layers and the strategy setting it up, and Lightning offers it
+    to the module alone. For as long as this lasts, the module counts as one that overrides ``configure_model``.
+    """
+    own = module.configure_model
+
+    def configure_model() -> None:
+        own()
+        action()
+
+    with _replaced(module, "configure_model", configure_model):
+        yield
+
+
+@contextmanager
+def around_setup(
+    trainer: Trainer, module: LightningModule, *, before_optimizers: Callable[[], None], after: Callable[[], None]
+) -> Iterator[None]:
+    """Call functions while the strategy sets up the module, when there is no hook yet.
+
+    ``before_optimizers`` is called before the module's ``configure_optimizers``, when the module has been wrapped and
+    moved, and ``after`` when the optimizers exist: before any callback's ``on_fit_start``, in which some already train.
+    """
+    configure, set_up = module.configure_optimizers, trainer.strategy.setup
+
+    def configure_optimizers() -> Any:
+        before_optimizers()
+        return configure()
+
+    def setup(trainer: Trainer) -> None:
+        with _replaced(module, "configure_optimizers", configure_optimizers):
+            set_up(trainer)
+        after()
+
+    with _replaced(trainer.strategy, "setup", setup):
+        yield
+
+
+_SEARCHES = (".lr_find_", ".scale_batch_size_")  # what Lightning's finders call their temporary checkpoints
+
+
+def is_search_checkpoint(path: object) -> bool:
+    """Whether a checkpoint is one that a search for a learning rate or a batch size goes back to."""
+    return path is not None and str(path).rpartition("/")[2].startswith(_SEARCHES)
+
+
+def remember(trainer: Trainer, fit: object) -> None:
+    """Keep the last fit of a trainer with it, whichever callback object has carried it out."""
+    vars(trainer)["finetuning_fit"] = fit
+
+
+def remembered(trainer: Trainer) -> Any:
+    """Return the last fit of a trainer, if there is one."""
+    return vars(trainer).get("finetuning_fit")
+
+
+@contextmanager
+def loading_with(strategy: Strategy, load: Callable[[str, bool | None], dict[str, Any]]) -> Iterator[None]:
+    """Let ``load`` read the next checkpoint that the strategy is asked for; those after it are read as usual.
+
+    Strategies that load checkpoints after ``on_fit_start`` load the optimizer's state too, and nothing tells earlier
+    which checkpoint a run is resumed from.
+    """
+    usual = strategy.load_checkpoint
+    with ExitStack() as replacement:
+
+        def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+            if is_search_checkpoint(checkpoint_path):
+                return usual(checkpoint_path, weights_only)
+            replacement.close()
+            return load(str(checkpoint_path), weights_only)
+
+        replacement.enter_context(_replaced(strategy, "load_checkpoint", load_checkpoint))
+        yield
+
+
+@contextmanager
+def _replaced(instance: object, method: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Replace a method of one instance for a while."""
+    before = vars(instance).get(method)
+    vars(instance)[method] = function
+    try:
+        yield
+    finally:
+        vars(instance).pop(method, None)
+        if before is not None:
+            vars(instance)[method] = before

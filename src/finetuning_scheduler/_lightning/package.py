@@ -1,0 +1,76 @@
+"""The one place that imports PyTorch Lightning, from either of its packages, and that touches its private names.
+
+``lightning`` and the stand-alone ``pytorch_lightning`` carry the same code under two names, but their classes are not
+interchangeable. The package that the program has already imported is used, else ``lightning``, else
+``pytorch_lightning``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+    from lightning.pytorch.strategies import (
+        DDPStrategy,
+        DeepSpeedStrategy,
+        FSDPStrategy,
+        ModelParallelStrategy,
+        SingleDeviceStrategy,
+        Strategy,
+    )
+    from lightning.pytorch.trainer.states import TrainerFn
+    from lightning.pytorch.utilities.types import LRSchedulerConfig
+else:
+
+    def _package() -> str:
+        names = ("lightning.pytorch", "pytorch_lightning")
+        for name in names:
+            if name in sys.modules:
+                return name
+        return names[0] if importlib.util.find_spec("lightning") else names[1]
+
+    _name = _package()
+    pl = importlib.import_module(_name)
+    EarlyStoppingReason = importlib.import_module(f"{_name}.callbacks.early_stopping").EarlyStoppingReason
+    _strategies = importlib.import_module(f"{_name}.strategies")
+    DDPStrategy, DeepSpeedStrategy = _strategies.DDPStrategy, _strategies.DeepSpeedStrategy
+    FSDPStrategy, ModelParallelStrategy = _strategies.FSDPStrategy, _strategies.ModelParallelStrategy
+    SingleDeviceStrategy, Strategy = _strategies.SingleDeviceStrategy, _strategies.Strategy
+    TrainerFn = importlib.import_module(f"{_name}.trainer.states").TrainerFn
+    LRSchedulerConfig = importlib.import_module(f"{_name}.utilities.types").LRSchedulerConfig
+    MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
+
+Callback = pl.Callback
+LightningModule = pl.LightningModule
+Trainer = pl.Trainer
+EarlyStopping = pl.callbacks.EarlyStopping
+ModelCheckpoint = pl.callbacks.ModelCheckpoint
+ModelPruning = pl.callbacks.ModelPruning
+StochasticWeightAveraging = pl.callbacks.StochasticWeightAveraging
+
+__all__ = [
+    "Callback",
+    "DDPStrategy",
+    "DeepSpeedStrategy",
+    "EarlyStopping",
+    "EarlyStoppingReason",
+    "FSDPStrategy",
+    "LRSchedulerConfig",
+    "LightningModule",
+    "MisconfigurationException",
+    "ModelCheckpoint",
+    "ModelParallelStrategy",
+    "ModelPruning",
+    "SingleDeviceStrategy",
+    "StochasticWeightAveraging",
+    "Strategy",
+    "Trainer",
+    "TrainerFn",
+    "pl",
+]
