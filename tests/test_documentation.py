@@ -12,7 +12,9 @@ from finetuning_scheduler.core import json_schema
 
 pytestmark = pytest.mark.quick
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PACKAGE = Path(finetuning_scheduler.__file__).parent
 
 
 def code_blocks(section: str) -> list[str]:
@@ -40,5 +42,14 @@ def test_every_constructor_argument_is_in_the_readme():
 
 
 def test_shipped_schema_is_current():
-    shipped = Path(finetuning_scheduler.__file__).parent / "schedule.schema.json"
+    shipped = PACKAGE / "schedule.schema.json"
     assert json.loads(shipped.read_text(encoding="utf-8")) == json_schema(), "write json_schema() to that file"
+
+
+def test_the_map_of_the_house_names_what_is_there_and_every_module_of_the_core():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## A map of the house\n")[1].split("\n## ")[0]
+    named = {name.rstrip("/") for name in re.findall(r"`([\w/]+(?:\.py|/))`", text)}
+    homes = (ROOT, PACKAGE, *(PACKAGE / room for room in ("core", "core/schedule", "strategy_adapters")))
+    assert {name for name in named if not any((home / name).exists() for home in homes)} == set()
+    core = {path.name for path in (PACKAGE / "core").iterdir() if not path.name.startswith("__")}
+    assert {name for name in core if not {name, f"core/{name}"} & named} == set()

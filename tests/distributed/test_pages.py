@@ -15,6 +15,7 @@ from finetuning_scheduler.strategy_adapters import StrategyAdapter
 from tests.reference import cases, harness
 
 PAGES = Path(__file__).parents[2] / "docs" / "strategies"
+PROGRAMS_PAGE = PAGES.parent / "programs.md"
 
 
 def blocks(page: str) -> list[str]:
@@ -119,3 +120,32 @@ def test_the_page_on_adapters_lists_every_method() -> None:
     documented = set(re.findall(r"`(\w+)\(", "\n".join(re.findall(r"^\|([^|]*)\|", text, flags=re.MULTILINE))))
     methods = {name for name, value in vars(StrategyAdapter).items() if callable(value) and not name.startswith("_")}
     assert documented == methods
+
+
+def hand_written_loop(block: str) -> tuple[list[int], dict[str, bool]]:
+    """The page's runner, of which one rank's metric stops improving: the phase after each epoch, and other answers."""
+    import torch.distributed as dist
+
+    from finetuning_scheduler import PhaseRunner
+
+    dist.init_process_group("gloo")
+    try:
+        first = harness.rank() == 0
+        names: dict[str, Any] = {"torch": torch, "nn": torch.nn, "PhaseRunner": PhaseRunner}
+        exec(block, names)  # the page is ours
+        runner, ranks, phases = names["runner"], names["Processes"](), []
+        for metric in (1.0, 2.0 if first else 0.5, 0.25):
+            runner.epoch_end(metric)
+            phases.append(runner.phase)
+        answers = {"any": ranks.any(first), "every": ranks.every(first), "from zero": ranks.from_zero(lambda: first)}
+    finally:
+        dist.destroy_process_group()
+    return phases, answers
+
+
+def test_processes_of_a_hand_written_loop_run_out_of_patience_together() -> None:
+    page = PROGRAMS_PAGE.read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", page.split("## Loops written by hand")[1], flags=re.DOTALL)[1]
+    for phases, answers in harness.run_ranks(hand_written_loop, 2, block):
+        assert phases == [0, 1, 1]
+        assert answers == {"any": True, "every": False, "from zero": True}
