@@ -43,6 +43,7 @@ from .callbacks.wiring import Wiring
 from .core.gradients import GradientWatch
 from .core.optim.schedulers import Step, growth_failure, is_supported
 from .core.prepare import Prepared, prepare
+from .core.ranks import OneProcess
 from .core.schedule.generate import generate
 from .core.schedule.resolve import Resolution
 from .core.session import Session
@@ -261,7 +262,8 @@ class Fit(Listener):
             listeners=[self],
             report=self.report,
         )
-        self._gradients = GradientWatch(self._session, ranks=self.ranks, report=self.report)
+        ranks = self.ranks if trainer.world_size > 1 else OneProcess()
+        self._gradients = GradientWatch(self._session, ranks=ranks, report=self.report)
         self._session.listeners.append(self._gradients)
         for line in self.wiring.lines:
             self.report(logging.INFO, line)

@@ -105,9 +105,8 @@ class GradientWatch(Listener):
             return
         thawed, waiting, moved = self._thawed, self._waiting, self._moved()
         untrained: list[str] = []
-        if self._ranks.any(bool(waiting)):
+        if self._ranks.any(bool(waiting or moved)):
             untrained = [name for name in thawed if self._ranks.every(name in waiting)]
-        if self._ranks.any(bool(moved)):
             moved = {name for name in self._frozen if self._ranks.any(name in moved)}
         names = self._session.view.expanded
         judgement = Judgement(
