@@ -114,7 +114,6 @@ class Fit(Listener):
         self._hooked.enter_context(
             around_setup(trainer, module, before_optimizers=self.before_optimizers, after=self.begin)
         )
-        remember(trainer, self)
         self._carried_on = False
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
@@ -229,6 +228,7 @@ class Fit(Listener):
         except BaseException:
             self._give_back()
             raise
+        remember(self.trainer, self)  # one that is refused is nothing to go on from
         source = self.given["ft_schedule"]
         file = source if isinstance(source, (str, PathLike)) else None
         path = save(self.ranks, lambda: self.session.schedule, self._view.plain, self._resolve_log_dir(), file)
@@ -281,11 +281,12 @@ class Fit(Listener):
         return step is None or growth_failure(scheduler, step, new_groups=0) is None
 
     def _give_back(self) -> None:
-        """Give the parameters that no phase has thawed the ``requires_grad`` with which they came."""
+        """Give the parameters that no phase has thawed the ``requires_grad`` with which they came, once."""
         thawed = set() if self._session is None else set(self._session.trained_names)
         for name, trainable in self._came_with.items():
             if name not in thawed:
-                self._view.trained[name].requires_grad = trainable
+                set_trainable([self._view.trained[name]], trainable)
+        self._came_with = {}
 
     def _generate_and_exit(self) -> None:
         """Write the default schedule, then leave the program."""
