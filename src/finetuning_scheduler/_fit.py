@@ -54,7 +54,7 @@ from .errors import CheckpointError, Problem
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
-_NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
+NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 _INSIDE_AN_EPOCH = (
     "To end phases inside an epoch, set `intra_epoch_transitions=True` and validate there, or give them a "
@@ -138,7 +138,7 @@ class Fit(Listener):
             MisconfigurationException: It has not begun.
         """
         if self._session is None:
-            raise MisconfigurationException(_NOT_BEGUN)
+            raise MisconfigurationException(NOT_BEGUN)
         return self._session
 
     @property
@@ -149,7 +149,7 @@ class Fit(Listener):
             MisconfigurationException: The session has not begun.
         """
         if self._gradients is None:
-            raise MisconfigurationException(_NOT_BEGUN)
+            raise MisconfigurationException(NOT_BEGUN)
         return self._gradients
 
     def report(self, level: int, message: str) -> None:
@@ -308,7 +308,7 @@ class Fit(Listener):
             self.session.begin(moment)
             self._carried_on = True
         else:
-            self.session.resume(session_state(self.loaded))
+            self.session.resume(_session_state(self.loaded))
             self._carried_on = True
 
     def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
@@ -318,7 +318,7 @@ class Fit(Listener):
             self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
             self.resumed_from = path
             self._refuse_foreign_checkpoint(path)
-            self.session.resume(session_state(self.loaded or {}))
+            self.session.resume(_session_state(self.loaded or {}))
             self._carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
 
@@ -335,13 +335,13 @@ class Fit(Listener):
         if not self._carried_on:
             with as_misconfiguration():
                 if self.loaded is not None:
-                    self.session.resume(session_state(self.loaded))
+                    self.session.resume(_session_state(self.loaded))
                 self._refuse_foreign_checkpoint(self.resumed_from)
         self.session.modes.apply()
         trainer = self.trainer
         if self.loaded is not None:
             metrics = self.loaded.get("metrics", {})
-            trainer.callback_metrics.update({name: read_metric(value) for name, value in metrics.items()})
+            trainer.callback_metrics.update({name: _read_metric(value) for name, value in metrics.items()})
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
         self._endless_phases = endless_phases(self.owner, trainer, self.wiring, self.session.plan)
         if coming := [phase for phase in self._endless_phases if phase >= self.session.phase]:
@@ -526,7 +526,7 @@ class Fit(Listener):
         self.report(logging.INFO, f"Phase {self.session.phase}, the last, ended ({reason.value}).")
 
 
-def session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
+def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Take the session's own state out of the callback's."""
     return {key: value for key, value in loaded.items() if key not in ("metrics", "phase_exhausted")}
 
@@ -536,5 +536,6 @@ def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
     return {"value": metric.item(), "dtype": str(metric.dtype).removeprefix("torch.")}
 
 
-def read_metric(plain: Mapping[str, Any]) -> torch.Tensor:
+def _read_metric(plain: Mapping[str, Any]) -> torch.Tensor:
+    """Undo :func:`_plain_metric`."""
     return torch.tensor(plain["value"], dtype=getattr(torch, plain["dtype"]))

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from os import PathLike
 from typing import Any, Literal
 
-from ._fit import Fit
+from ._fit import NOT_BEGUN, Fit
 from ._lightning import (
     AttachableCallback,
     LightningModule,
@@ -284,7 +284,7 @@ class FinetuningScheduler(AttachableCallback):
 
     def _running(self) -> Fit:
         if self._fit is None:
-            raise MisconfigurationException("FinetuningScheduler runs inside Trainer.fit; no fit has started.")
+            raise MisconfigurationException(NOT_BEGUN)
         return self._fit
 
     def _fitting(self) -> Fit:

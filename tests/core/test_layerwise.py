@@ -163,7 +163,7 @@ def test_the_plan_says_each_groups_learning_rate(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_the_plan_shows_them(case: Case) -> None:
     plan = runner_of(case).plan
-    share = plan.trainable_count(plan.last_phase) / plan.model_parameter_count
+    share = plan.phases[plan.last_phase].trainable_count / plan.model_parameter_count
     expected = f"Phase {plan.last_phase}: {share:.2%} of the parameters trainable, "
     assert plan.lines()[-1] == f"{expected}adds groups at learning rates {case.rates}"
 

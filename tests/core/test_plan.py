@@ -57,7 +57,7 @@ def test_max_depth_cuts_the_plan(max_depth: int, last: int) -> None:
 
 def test_trainable_parameters_add_up_over_phases() -> None:
     plan = make_plan({}, {}, {})
-    assert [plan.trainable_count(phase) for phase in range(3)] == [6, 12, 18]
+    assert [plan.phases[phase].trainable_count for phase in range(3)] == [6, 12, 18]
     assert plan.model_parameter_count == 20
 
 

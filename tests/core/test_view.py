@@ -188,7 +188,7 @@ def test_merged_parameters_train_as_one_tensor_and_are_saved_under_all_their_nam
         ["blocks.0.0.weight", "blocks.0.0.bias", "blocks.1.0.weight", "blocks.1.0.bias"],
     ]
     assert [len(group["params"]) for group in runner.optimizer.param_groups] == [2, 2]
-    assert runner.plan.trainable_count(1) == sum(parameter.numel() for parameter in model.parameters())
+    assert runner.plan.phases[1].trainable_count == sum(parameter.numel() for parameter in model.parameters())
     assert runner.schedule.phases[1].params == tuple(name for name, _ in model.blocks.named_parameters("blocks"))
 
 

@@ -1,4 +1,4 @@
-"""The one place that imports PyTorch Lightning, from either of its packages, and that touches its private names.
+"""The one place that imports PyTorch Lightning, from either of its packages.
 
 ``lightning`` and the stand-alone ``pytorch_lightning`` carry the same code under two names, but their classes are not
 interchangeable. The package that the program has already imported is used, else ``lightning``, else

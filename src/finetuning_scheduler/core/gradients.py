@@ -108,11 +108,11 @@ class GradientWatch(Listener):
         if self._ranks.any(bool(waiting or moved)):
             untrained = [name for name in thawed if self._ranks.every(name in waiting)]
             moved = {name for name in self._frozen if self._ranks.any(name in moved)}
-        names = self._session.view.expanded
+        names, missed = self._session.view.expanded, frozenset(untrained)
         judgement = Judgement(
             self._session.phase,
             self._steps,
-            trained=tuple(names(name for name in thawed if name not in untrained)),
+            trained=tuple(names(name for name in thawed if name not in missed)),
             untrained=tuple(names(untrained)),
             moved=tuple(names(name for name in self._frozen if name in moved)),
         )

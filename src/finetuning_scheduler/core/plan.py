@@ -203,10 +203,6 @@ class Plan:
             phases.append(replace(state, trainable_count=count))
         return Plan(tuple(phases), sum(sizes.values()))
 
-    def trainable_count(self, phase: int) -> int:
-        """Count the parameters (elements, not tensors) that are trainable in ``phase``."""
-        return self.phases[phase].trainable_count
-
     def overdue_phases(self) -> list[int]:
         """List the phases whose epoch limit is not larger than an earlier phase's; each of them lasts one epoch."""
         overdue, latest = [], -1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, Problem, ScheduleError
-from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, empty_optimizer
+from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, emptied, empty_optimizer
 from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates
 from .optim.schedulers import reads_initial_lr, retarget
 from .optim.states import reorder_groups, state_by_name, with_state
@@ -182,9 +180,9 @@ class Session:
         """Copy the optimizer in force in a phase up to the present one, without groups, state and hooks."""
         state = self.plan.phases[phase]
         if state.optimizer_since == self.plan.phases[self.phase].optimizer_since:
-            return _emptied(self.optimizer)
+            return emptied(self.optimizer)
         if state.optimizer is None:
-            return _emptied(self._first_optimizer)
+            return emptied(self._first_optimizer)
         return empty_optimizer(state.optimizer)
 
     def settle(self) -> None:
@@ -300,7 +298,7 @@ class Session:
             retarget(scheduler, self.optimizer)
         self._warmup.attach(self.optimizer)
         if old is self._first_optimizer:
-            self._first_optimizer = _emptied(old)
+            self._first_optimizer = emptied(old)
         return f"optimizer {_name(self.optimizer)} replaces {_name(old)}", repr(self.optimizer)
 
     def _replace_scheduler(self, spec: LRSchedulerSpec, *, optimizer_is_later: bool) -> tuple[str, str]:
@@ -309,15 +307,6 @@ class Session:
         self.lr_schedulers = [scheduler]
         self.scheduler_settings = SchedulerSettings.of(spec)
         return f"LR scheduler {_name(scheduler)} replaces {old}", f"{spec.model_dump()}: {scheduler.state_dict()}"
-
-
-def _emptied(optimizer: Optimizer) -> Optimizer:
-    if "param_groups" not in vars(optimizer):  # a wrapper, whose copy would have the same groups
-        return optimizer
-    other = copy.copy(optimizer)  # without hooks, and without what a class of the user's own keeps in attributes
-    vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
-    other.param_groups, other.state = [], defaultdict(dict)
-    return other
 
 
 def _name(thing: object) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -82,6 +84,16 @@ def empty_optimizer(spec: OptimizerSpec) -> Optimizer:
     optimizer.param_groups.clear()
     optimizer.state.clear()
     return optimizer
+
+
+def emptied(optimizer: Optimizer) -> Optimizer:
+    """Copy an optimizer without groups, state and hooks; a wrapper, whose copy would have the same, is returned."""
+    if "param_groups" not in vars(optimizer):
+        return optimizer
+    other = copy.copy(optimizer)  # it leaves out what a class of the user's own keeps in attributes, too
+    vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
+    other.param_groups, other.state = [], defaultdict(dict)
+    return other
 
 
 def steps_by_lr(spec: OptimizerSpec) -> bool:

@@ -6,9 +6,7 @@ parts: what a schedule says by itself, and what depends on the model and its opt
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ...errors import Problem
 from ..schedule.model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
 from ..schedule.wording import closest, did_you_mean, listed
-from .build import SchedulerSettings, import_class
+from .build import SchedulerSettings, emptied, import_class
 from .param_groups import like
 from .schedulers import SUPPORTED_LR_SCHEDULERS, growth_failure
 
@@ -251,15 +249,13 @@ def _like(optimizer: Optimizer) -> OptimizerFactory:
     """Make stand-ins of a user's optimizer, whose constructor is not known, by copying it."""
 
     def make(count: int) -> Optimizer:
-        if "param_groups" not in vars(optimizer):  # a wrapper, whose copy would have the same groups
+        other = emptied(optimizer)
+        if other is optimizer:
             return _factory_like(optimizer)(count)
-        other = copy.copy(optimizer)
-        vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
         options = {
             key: value for key, value in optimizer.param_groups[0].items() if key not in ("params", "param_names")
         }
         other.param_groups = [{**options, **group} for group in _stand_in_groups(count)]
-        other.state = defaultdict(dict)
         return other
 
     return make
