@@ -106,6 +106,8 @@ TORCH = [
     Row(sequential, "_milestones", "which of them is at work"),
     Row(chained, "_schedulers", "the schedulers one is made of"),
     Row(lbfgs, "_params", "the only group's parameters under another name"),
+    Row(optimizer, "_optimizer_step_post_hooks", "whether hooks tell of an optimizer's steps"),
+    Row(nn.Module, "_non_persistent_buffers_set", "buffers that are no part of a best state"),
     Row(nn.Module, "_modules", "all children, a child's second name included"),
     Row(compiled, "_orig_mod", "left out of parameter names"),
     Row(checkpointed, "_checkpoint_wrapped_module", "left out of parameter names"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-from ._lightning import LightningModule, Trainer, callbacks_of
+from ._lightning import LightningModule, ModelPruning, StochasticWeightAveraging, Trainer, callbacks_of
 from .callbacks.checkpoint import FTSCheckpoint
 from .callbacks.wiring import Wiring
 from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
@@ -64,7 +65,7 @@ def configuration_problems(
         implicit: Whether the schedule is generated.
     """
     problems = [problem for name in _FLAGS for problem in flag_problems(name, getattr(configuration, name))]
-    problems += _callback_problems(trainer)
+    problems += _callback_problems(trainer, restore_best=configuration.restore_best)
     for name in ("reinit_optim_cfg", "reinit_lr_cfg"):
         if not implicit and getattr(configuration, name) is not None:
             fix = "Use `new_optimizer` and `new_lr_scheduler` in the schedule's phases."
@@ -113,13 +114,32 @@ def limit_warnings(trainer: Trainer, plan: Plan) -> list[str]:
     return messages
 
 
+def endless_phases(configuration: Configuration, trainer: Trainer, wiring: Wiring, plan: Plan) -> list[int]:
+    """List the phases before the last that end between epochs only, if nothing tells that an epoch has an end."""
+    if not math.isinf(trainer.num_training_batches):
+        return []
+    patience_counts = wiring.early_stopping is not None and not configuration.epoch_transitions_only
+    if configuration.intra_epoch_transitions and patience_counts:
+        return []
+    return [index for index, phase in enumerate(plan.phases[:-1]) if phase.limits.max_transition_step < 0]
+
+
 _FLAGS = ("gen_ft_sched_only", "epoch_transitions_only", "allow_untested", "intra_epoch_transitions")
 
 
-def _callback_problems(trainer: Trainer) -> Iterator[Problem]:
-    if any(type(callback).__name__ == "StochasticWeightAveraging" for callback in callbacks_of(trainer)):
-        message = "expected no StochasticWeightAveraging callback, which installs an LR scheduler of its own, got one"
-        yield Problem(message, fix="Install torch.optim.swa_utils.SWALR as the `new_lr_scheduler` of a phase.")
+def _callback_problems(trainer: Trainer, *, restore_best: bool) -> Iterator[Problem]:
+    for callback in callbacks_of(trainer):
+        kind = type(callback).__name__
+        if isinstance(callback, StochasticWeightAveraging):
+            message = f"expected no StochasticWeightAveraging, which installs an LR scheduler of its own, got {kind}"
+            fix = "Use WeightAveraging, or torch.optim.swa_utils.SWALR as the `new_lr_scheduler` of a phase."
+            yield Problem(message, fix=fix)
+        if restore_best and isinstance(callback, ModelPruning):
+            message = (
+                "expected no ModelPruning, which saves parameters under other names than it trains them, with "
+                f"restore_best=True, got {kind}"
+            )
+            yield Problem(message, fix="Use FinetuningScheduler(restore_best=False), or prune after the session.")
 
 
 def _checkpoint_problems(checkpoint: FTSCheckpoint) -> Iterator[Problem]:

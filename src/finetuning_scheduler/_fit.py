@@ -10,10 +10,12 @@ from os import PathLike
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ._checks import (
     Configuration,
     configuration_problems,
+    endless_phases,
     limit_problems,
     limit_warnings,
     settings_of,
@@ -48,6 +50,11 @@ from .errors import CheckpointError, Problem
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
+
+_INSIDE_AN_EPOCH = (
+    "To end phases inside an epoch, set `intra_epoch_transitions=True` and validate there, or give them a "
+    "`max_transition_step`."
+)
 
 
 class Owner(Configuration, Protocol):
@@ -109,6 +116,7 @@ class Fit(Listener):
         self._modes_are_stale = False
         self._owes_plateau_step = False
         self._told_of_disagreement = False
+        self._endless_phases: list[int] = []  # those that end between epochs only, of which none may come
         self._unchecked_replicas = False
 
     @property
@@ -244,7 +252,7 @@ class Fit(Listener):
         thawed = set() if self._session is None else set(self._session.trained_names)
         for name, trainable in self._came_with.items():
             if name not in thawed:
-                self._view.trained[name].requires_grad_(trainable)
+                self._view.trained[name].requires_grad = trainable
 
     def _generate_and_exit(self) -> None:
         """Write the default schedule, then leave the program."""
@@ -301,6 +309,10 @@ class Fit(Listener):
             metrics = self.loaded.get("metrics", {})
             trainer.callback_metrics.update({name: read_metric(value) for name, value in metrics.items()})
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
+        self._endless_phases = endless_phases(self.owner, trainer, self.wiring, self.session.plan)
+        if coming := [phase for phase in self._endless_phases if phase >= self.session.phase]:
+            message = f"The training data has no length: unless an epoch of it ends, phases {coming} never do."
+            self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
         early_stopping = self.wiring.early_stopping
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
         stopped = early_stopping is not None and early_stopping.has_stopped_session and self.resumed_from is not None
@@ -323,6 +335,7 @@ class Fit(Listener):
         if self._searched:
             self._searched = False
             self.session.follow_first_lr()
+        self._tell_of_unheard_patience()
         limits = self.session.plan.phases[self.session.phase].limits
         watched = limits.max_transition_step >= 0 or self.owner.intra_epoch_transitions
         if not watched or batch_idx % self.trainer.accumulate_grad_batches:
@@ -344,6 +357,7 @@ class Fit(Listener):
 
     def end_epoch(self) -> None:
         """End the session at the last phase's epoch limit."""
+        self._endless_phases = []  # epochs do end
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
         if self.session.phases_remaining == 0 and self._limit_reached(self.trainer.current_epoch + 1):
@@ -412,6 +426,13 @@ class Fit(Listener):
             "metrics": {name: _plain_metric(value) for name, value in metrics.items()},
         }
 
+    def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
+        """Hold what a best checkpoint of an earlier phase may leave out."""
+        checkpoint = self.wiring.checkpoint
+        late = self.trainer.strategy.restore_checkpoint_after_setup
+        if self._carried_on and self.owner.restore_best and not late and checkpoint and checkpoint.best_model_path:
+            self.session.hold(thawed)
+
     def after_thaw(self) -> None:
         """Let strategy and trainer follow; replicas are compared after the next step."""
         self.adapter.on_phase_thawed()
@@ -444,6 +465,14 @@ class Fit(Listener):
             )
             self.report(logging.WARNING, message)
         return anyone
+
+    def _tell_of_unheard_patience(self) -> None:
+        """Say, once, that patience has run out inside an epoch that may have no end."""
+        early_stopping, phase = self.wiring.early_stopping, self.session.phase
+        if early_stopping is not None and early_stopping.phase_exhausted and phase in self._endless_phases:
+            self._endless_phases = []
+            message = f"Phase {phase} has run out of patience, but goes on until the epoch ends, which it may never do."
+            self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
 
     def _limit_reached(self, epoch: int) -> bool:
         return self.session.decide(Moment(epoch, self.trainer.global_step)).advance

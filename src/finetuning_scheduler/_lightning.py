@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -57,6 +59,8 @@ LightningModule = pl.LightningModule
 Trainer = pl.Trainer
 EarlyStopping = pl.callbacks.EarlyStopping
 ModelCheckpoint = pl.callbacks.ModelCheckpoint
+ModelPruning = pl.callbacks.ModelPruning
+StochasticWeightAveraging = pl.callbacks.StochasticWeightAveraging
 
 __all__ = [
     "AttachableCallback",
@@ -71,8 +75,10 @@ __all__ = [
     "MisconfigurationException",
     "ModelCheckpoint",
     "ModelParallelStrategy",
+    "ModelPruning",
     "NotifyingModelCheckpoint",
     "SingleDeviceStrategy",
+    "StochasticWeightAveraging",
     "Strategy",
     "Trainer",
     "TrainerFn",
@@ -92,6 +98,7 @@ __all__ = [
     "note_directory",
     "pl",
     "rebuild_ddp",
+    "refuse_other_package",
     "remember",
     "remembered",
     "saves_sharded_checkpoints",
@@ -99,6 +106,26 @@ __all__ = [
     "strategy_flags",
     "validation_metrics",
 ]
+
+
+def refuse_other_package(trainer: Trainer) -> None:
+    """Raise an error if the trainer, or a callback that stops or saves, is of the Lightning package not in use.
+
+    Such an object would do its work, but is an instance of no class that is known here.
+
+    Raises:
+        MisconfigurationException: It says which packages are mixed and what to import.
+    """
+    mine, other = pl.__name__, "pytorch_lightning" if pl.__name__ == "lightning.pytorch" else "lightning.pytorch"
+    names = {Trainer.__name__, EarlyStopping.__name__, ModelCheckpoint.__name__}
+    for found in (trainer, *callbacks_of(trainer)):
+        for kind in type(found).__mro__:
+            if kind.__name__ in names and kind.__module__.startswith(f"{other}."):
+                raise MisconfigurationException(
+                    f"expected one Lightning package, got two: FinetuningScheduler uses `{mine}`, and "
+                    f"{type(found).__name__} is of `{other}`. Fix: import everything from `{mine}`; or everything from "
+                    f"`{other}`, before `finetuning_scheduler` and without importing `{mine}`."
+                )
 
 
 class AttachableCallback(Callback):
@@ -246,7 +273,7 @@ def validation_metrics(trainer: Trainer) -> set[str]:
 
 
 def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-    """Load a checkpoint's weights, precision state and datamodule state, and nothing else.
+    """Load a checkpoint's weights, precision state and datamodule state; of the callbacks, those that keep weights.
 
     The connector's methods run the module's and the precision plugin's own hooks, as at the start of a fit.
     """
@@ -256,9 +283,67 @@ def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) ->
     try:
         connector.restore_datamodule()
         connector.restore_model()
+        _return_keepers_of_weights(trainer, connector._loaded_checkpoint)
         connector.restore_precision_plugin_state()
     finally:
         connector._loaded_checkpoint = previous
+
+
+def _return_keepers_of_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let callbacks that keep or rewrite weights, such as averages, return to a checkpoint's moment; others go on.
+
+    They are asked in the order of Lightning's own resume: when the module has its weights, which a callback may have
+    rewritten in the file.
+    """
+    keepers = [callback for callback in callbacks_of(trainer) if _keeps_weights(callback, trainer, checkpoint)]
+    for callback in keepers:
+        callback.on_load_checkpoint(trainer, trainer.lightning_module, checkpoint)
+    for callback in keepers:
+        if state := checkpoint["callbacks"].get(callback.state_key):
+            callback.load_state_dict(deepcopy(state))
+
+
+def _keeps_weights(callback: Callback, trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a callback has put weights into its state in a checkpoint, or puts them into what is saved."""
+    if isinstance(callback, (AttachableCallback, EarlyStopping, ModelCheckpoint)):
+        return False
+    state = checkpoint["callbacks"].get(callback.state_key)
+    return _holds_weights(state, trainer) or _writes_weights(callback, trainer, checkpoint)
+
+
+def _writes_weights(callback: Callback, trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
+    """Let a callback that also reads checkpoints have a throw-away one to save, and see what it does to weights."""
+    kind = type(callback)
+    if Callback.on_save_checkpoint is kind.on_save_checkpoint or Callback.on_load_checkpoint is kind.on_load_checkpoint:
+        return False
+    weights = trainer.strategy.lightning_module_state_dict()
+    before = {**checkpoint, "state_dict": dict(weights)}
+    saved = dict(before)
+    callback.on_save_checkpoint(trainer, trainer.lightning_module, saved)
+    written = saved.get("state_dict", {})
+    rewritten = written.keys() != weights.keys() or any(written[name] is not weights[name] for name in weights)
+    added = [value for key, value in saved.items() if value is not before.get(key)]
+    # Under some strategies rank zero alone sees the weights; what the callback does next may need all ranks.
+    return trainer.strategy.reduce_boolean_decision(rewritten or _holds_weights(added, trainer), all=False)
+
+
+def _holds_weights(value: object, trainer: Trainer) -> bool:
+    """Whether a value of a checkpoint has a tensor for each of those that the optimizer's first group trains.
+
+    They train from the start, so that who averages anything averages them. Other tensors of a callback, such as
+    metrics by class, may have the shape of one of them, but hardly of each.
+    """
+    trained = Counter(parameter.shape for parameter in trainer.optimizers[0].param_groups[0]["params"])
+    return bool(trained) and trained <= Counter(tensor.shape for tensor in _tensors(value))
+
+
+def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """Go through the tensors in nested mappings and sequences."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
 
 
 @contextmanager

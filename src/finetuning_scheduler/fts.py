@@ -8,7 +8,15 @@ from os import PathLike
 from typing import Any, Literal
 
 from ._fit import Fit
-from ._lightning import AttachableCallback, LightningModule, MisconfigurationException, Trainer, TrainerFn, remembered
+from ._lightning import (
+    AttachableCallback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+    refuse_other_package,
+    remembered,
+)
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.wiring import Wiring, wire
 from .core.schedule.schedule import Schedule
@@ -166,7 +174,8 @@ class FinetuningScheduler(AttachableCallback):
     def restore_best_ckpt(self) -> None:
         """Load the weights, optimizer state and precision state of the best checkpoint so far.
 
-        Learning rates, loops and other callbacks go on as they are. With no checkpoint yet, the present weights stay.
+        Learning rates, loops and other callbacks go on as they are, but for callbacks that keep or rewrite weights,
+        such as averages: these return to the same moment. With no checkpoint yet, the present weights stay.
 
         Raises:
             MisconfigurationException: The file is gone or cannot be read.
@@ -175,6 +184,7 @@ class FinetuningScheduler(AttachableCallback):
 
     def on_attach(self, trainer: Trainer) -> None:
         """Put the multi-phase callbacks in place while the user's own are still as the user made them."""
+        refuse_other_package(trainer)
         self._wiring.undo(trainer)
         if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
             return

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from finetuning_scheduler.core.loop import PhaseRunner
+from finetuning_scheduler.core import PhaseRunner
 from finetuning_scheduler.errors import ScheduleError
 
 from .hearing import listening

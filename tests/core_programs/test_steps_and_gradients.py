@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from finetuning_scheduler.core.loop import PhaseRunner
+from finetuning_scheduler.core import PhaseRunner
 
 from .loops import BATCHES, HEAD, LOWER, OPTIMIZERS, UPPER, Loop, Model, loop_of, momentum_sgd, phases
 from .optimizers import Wrapper

@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from finetuning_scheduler.core.loop import PhaseRunner
+from finetuning_scheduler.core import PhaseRunner
 
 from .hearing import Said, listening, naming, the_only, warnings_in
 from .loops import (

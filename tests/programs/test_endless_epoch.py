@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
 
 from .toy_programs import EVERYTHING, PATIENT, EndlessBatches, Net, Program, phase_of, program, scheduler, scripted
 
@@ -32,6 +33,20 @@ class ByValidation(Net):
 
     def on_validation_epoch_end(self) -> None:
         self.validations += 1
+
+
+class ShortStream(EndlessBatches):
+    """Ends after four batches."""
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        yield from self.given
+
+
+class WithoutLength(ByValidation):
+    """Its epochs of four batches end, but nothing tells so."""
+
+    def train_dataloader(self) -> Any:
+        return ShortStream(self.seed)
 
 
 class Endless(ByValidation):
@@ -112,6 +127,13 @@ CANNOT_END: dict[str, tuple[Case, set[int]]] = {
     "a-step-limit-in-phase-0": (Case(with_limits(phase_0={"max_transition_step": 40})), {1}),
     "a-step-limit-in-phase-1": (Case(with_limits(phase_1={"max_transition_step": 40})), {0}),
     "max-depth": (Case(scheduler={"max_depth": 1}), {0}),
+    "patience-does-not-count": (
+        Case(
+            with_limits(**{f"phase_{index}": {"max_transition_epoch": index + 1} for index in range(3)}),
+            scheduler={"epoch_transitions_only": True, "intra_epoch_transitions": True},
+        ),
+        {0, 1},
+    ),
 }
 
 
@@ -191,3 +213,13 @@ def test_patience_that_the_next_epoch_hears_is_no_warning(tmp_path: Path) -> Non
         run.fit()
     assert run.phases == [0, 0, 1]
     assert [line for line in listens.lines if line.level >= logging.WARNING] == []
+
+
+def test_once_an_epoch_has_ended_patience_is_known_to_be_heard(tmp_path: Path) -> None:
+    """It runs out in the middle of epoch 1."""
+    run = Case(trainer={"val_check_interval": 2}, model=WithoutLength).program(tmp_path)
+    with listening(run.trainer) as listens:
+        run.fit()
+    (start,) = listens.on_endlessness()
+    assert start.step == 0
+    assert run.phases == [0, 0, 1, 2]

@@ -17,6 +17,7 @@ MIXTURES: dict[str, tuple[str, ...]] = {
     "pytorch-lightning-was-first": ("pytorch_lightning", "finetuning_scheduler", "--", "lightning.pytorch"),
     "the-scheduler-was-first": ("finetuning_scheduler", "--", "pytorch_lightning"),
     "both-and-untested-allowed": ("lightning.pytorch", "--", "pytorch_lightning", "allow_untested"),
+    "only-a-callback-is-of-the-other": ("lightning.pytorch", "--", "lightning.pytorch", "pytorch_lightning"),
 }
 
 

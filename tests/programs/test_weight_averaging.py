@@ -297,6 +297,64 @@ def test_the_state_of_other_callbacks_goes_on_through_a_transition(tmp_path: Pat
     assert counts.epochs == len(story.scores)
 
 
+class CountsInTheFile(Counts):
+    """Keeps it with the hooks that others rewrite weights with, beside a metric that has a bias's shape."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["counts"] = {"epochs": self.epochs, "by class": torch.ones(1)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.epochs = checkpoint["counts"]["epochs"]
+
+
+def test_what_others_keep_in_the_file_goes_on_through_a_transition(tmp_path: Path) -> None:
+    counts = CountsInTheFile()
+    story = STORIES[EARLIER]
+    tell(tmp_path, story, Net, counts, Hides()).fit()
+    assert counts.epochs == len(story.scores)
+
+
+class Lags(Callback):
+    """Keeps the weights of each epoch's end as its state: by name, or in a list as some libraries do."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.weights: dict[str, torch.Tensor] = {}
+        self.begins: dict[int, dict[str, torch.Tensor]] = {}
+        self.ends: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.weights = weights_of(pl_module)
+        self.ends[trainer.current_epoch] = self.weights
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.begins.setdefault(trainer.current_epoch, self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"shadow": self.weights if self.kind == "by name" else list(self.weights.values())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        shadow = state_dict["shadow"]
+        self.weights = shadow if self.kind == "by name" else dict(zip(self.weights, shadow, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["by name", "in a list"])
+def test_weights_that_a_callback_keeps_as_its_state_return_to_the_best_moment(kind: str, tmp_path: Path) -> None:
+    lags, story = Lags(kind), STORIES[EARLIER]
+    run = tell(tmp_path, story, Net, lags).fit()
+    assert run.phases == list(story.phases)
+    for epoch, best in story.restores.items():
+        assert different_weights(lags.ends[epoch - 1], lags.ends[best]) != set(), "there is nothing to bring back"
+        assert different_weights(lags.begins[epoch], lags.ends[best]) == set(), f"epoch {epoch}"
+
+
 @pytest.mark.parametrize(("averaging", "story"), CASES.values(), ids=CASES)
 def test_a_killed_and_resumed_session_ends_with_the_weights_and_the_average_of_an_uninterrupted_one(
     averaging: Averaging, story: Story, tmp_path: Path

@@ -36,7 +36,8 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 def test_slim_checkpoints_restore_what_whole_ones_do(tmp_path: Path) -> None:
-    slim, whole = (facts_of("slim_checkpoints", tmp_path / left_out, left_out) for left_out in ("frozen", "nothing"))
+    facts = facts_of("slim_checkpoints", tmp_path)
+    slim, whole = facts["slim"], facts["whole"]
     assert slim["first file"] == ["head.bias", "head.weight"]
     assert len(whole["first file"]) == 6
     assert whole["phase"] == 2
@@ -69,7 +70,7 @@ def test_a_schedule_that_omegaconf_has_put_together_is_taken_for_what_it_means(t
         "optimizer": "AdamW",
         "betas": [0.8, 0.9],
         "rates": [0.1, 0.03, 0.001],
-        "trainable": ["body.0.bias", "body.0.weight", "body.2.weight", "head.bias", "head.weight"],
+        "groups": [["head.bias", "head.weight"], ["body.0.bias", "body.0.weight"], ["body.2.weight"]],
         "config untouched": True,
     }
 

@@ -223,24 +223,25 @@ def test_a_value_that_neither_file_nor_memory_has_is_an_error_that_names_it_and_
 
 
 @pytest.mark.parametrize("epoch", [1, 3, 5], ids=["in phase 0", "in phase 1", "in phase 2"])
-def test_a_resumed_run_restores_what_one_that_was_not_interrupted_restores_or_says_what_it_lacks(
+def test_a_resumed_run_restores_what_whole_checkpoints_restore_or_says_what_it_lacks(
     epoch: int, tmp_path: Path
 ) -> None:
-    keepers = (KeepsParameters(), KeepsParameters())
-
     def prepare(keeper: KeepsParameters) -> Fit:
         saving = ModelCheckpoint(tmp_path / "saved", monitor="val_loss", save_top_k=-1, filename="{epoch}")
         module = DropsFrozen(scores=BEST["best in phase 0"])
         callbacks: list[Callback] = [keeper, saving]
         return prepared(module, tmp_path, SCHEDULE, epochs=EPOCHS, callbacks=callbacks, restore_best=True)
 
-    prepare(keepers[0]).run()
+    _, expected = kept_by(Slim(Deep), BEST["best in phase 0"], tmp_path / "whole")
+    prepare(KeepsParameters()).run()
     for later in range(epoch + 1, EPOCHS):
         (tmp_path / "saved" / f"epoch={later}.ckpt").unlink()
+    keeper = KeepsParameters()
     try:
-        prepare(keepers[1]).run(ckpt_path=tmp_path / "saved" / f"epoch={epoch}.ckpt")
+        prepare(keeper).run(ckpt_path=tmp_path / "saved" / f"epoch={epoch}.ckpt")
     except MisconfigurationException as error:
         assert any(name in str(error) for name in (*UPPER, *LOWER)), str(error)  # noqa: PT017
         return
-    whole, continued = keepers[0].kept[epoch + 1 :], keepers[1].kept
-    assert [differing(mine, theirs) for mine, theirs in zip(continued, whole, strict=True)] == [set()] * len(whole)
+    assert [differing(mine, theirs) for mine, theirs in zip(keeper.kept, expected[epoch + 1 :], strict=True)] == (
+        [set()] * (EPOCHS - epoch - 1)
+    )

@@ -30,6 +30,8 @@ def restore_best(checkpoint_callback: FTSCheckpoint, load: Callable[[str, bool],
             if not checkpoint_callback.was_written_here(path):
                 raise
             load(path, False)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise _unusable(checkpoint_callback, error) from error
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 from torch.optim import Optimizer
@@ -22,6 +23,7 @@ from .schedule.schedule import Schedule
 from .session import Report, Session
 from .settings import Settings
 from .state import read_as
+from .steps import StepCounter
 from .thaw import FrozenModulesMode
 from .transitions import Listener, Moment, Progress, Reason, Transition
 from .view import ModelView
@@ -32,9 +34,9 @@ class PhaseRunner:
 
     Making one freezes the model, thaws phase 0 and makes the optimizer hold exactly phase 0's parameters. Call
     :meth:`step` after each optimizer step and :meth:`epoch_end` after each epoch (and after the LR scheduler's step, if
-    it has one an epoch), until :attr:`finished`. The arguments that are not listed are those of :class:`.Settings`. The
-    best state is held in memory. With frozen modules in eval mode, call :meth:`apply_module_modes` after
-    ``model.train()``.
+    it has one an epoch), until :attr:`finished`; inside ``torch.inference_mode()`` too. The arguments that are not
+    listed are those of :class:`.Settings`. The best state is held in memory. With frozen modules in eval mode, call
+    :meth:`apply_module_modes` after ``model.train()``.
 
     Args:
         model: The model to fine-tune, or a view of it that tells what wrappers have made of its parameters.
@@ -93,13 +95,19 @@ class PhaseRunner:
         self.monitor = Monitor(
             Patience(sys.maxsize if patience is None else patience, mode, min_delta), keeps_best=restore_best
         )
+        self._steps = StepCounter()
         self.session = Session(
             view,
             optimizer,
             prepared,
             settings,
             lr_schedulers=lr_schedulers,
-            listeners=[self.monitor, *([] if on_thawed is None else [_Calling(on_thawed)]), *listeners],
+            listeners=[
+                self.monitor,
+                _Calling(self._phase_begun),
+                *([] if on_thawed is None else [_Calling(on_thawed)]),
+                *listeners,
+            ],
             report=report,
         )
         self.session.announce(prepared)
@@ -163,11 +171,19 @@ class PhaseRunner:
         """Where the session is."""
         return self.session.progress
 
+    @torch.inference_mode(mode=False)
     def step(self) -> Transition | None:
-        """Count an optimizer step; enter the next phase if the present one's step limit is reached."""
+        """Count an optimizer step; enter the next phase if the present one's step limit is reached.
+
+        A call counts if the optimizer has made a step since the last one: one that a gradient scaler has left out does
+        not, nor does one in the middle of an accumulation.
+        """
+        if not self._steps.taken():
+            return None
         self._step += 1
         return self._follow(Moment(self._epoch, self._step, between_epochs=False))
 
+    @torch.inference_mode(mode=False)
     def epoch_end(self, metric: float | None = None) -> Transition | None:
         """Count an epoch; enter the next phase if this one ran out of patience or reached its limit.
 
@@ -190,6 +206,7 @@ class PhaseRunner:
         exhausted = metric is not None and self.monitor.patience.exhausted
         return self._follow(Moment(self._epoch, self._step, out_of_patience=self._ranks.any(exhausted)))
 
+    @torch.inference_mode(mode=False)
     def thaw_to(self, phase: int) -> None:
         """Enter a later phase at once, without restoring anything.
 
@@ -218,6 +235,7 @@ class PhaseRunner:
             state["loop"] = loop
         return state
 
+    @torch.inference_mode(mode=False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken: enter its phase, with its parameter groups.
 
@@ -242,6 +260,10 @@ class PhaseRunner:
             return None
         self.monitor.restore(self.session)
         return self.session.enter(self.phase + 1, moment, decision.reason)
+
+    def _phase_begun(self) -> None:
+        self.monitor.begin_phase(self.session)
+        self._steps.attach(self.session.optimizer)
 
 
 class _Calling(Listener):

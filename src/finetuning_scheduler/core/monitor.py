@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .checksums import Checksums
 from .session import Session
 from .snapshot import Snapshot
 from .transitions import Listener, Transition
@@ -46,6 +47,8 @@ class Patience:
 class Monitor(Listener):
     """Watch a metric: keep the best state in memory and restore it.
 
+    The best state holds frozen parameters, too, that have moved by the time it is taken, without the optimizer.
+
     Args:
         patience: Tells improvements, and when there have been none for too long.
         keeps_best: Whether the best state is kept.
@@ -55,11 +58,15 @@ class Monitor(Listener):
         self.patience = patience
         self.keeps_best = keeps_best
         self.snapshot: Snapshot | None = None
+        self._frozen: Checksums | None = None  # when the present phase began
+        self._moving: set[str] = set()
 
     def observe(self, metric: float, session: Session) -> None:
         """Record the metric of a session's present state."""
         if self.patience.update(metric) and self.keeps_best:
-            self.snapshot = Snapshot.take(session.view, session.optimizer, session.group_names)
+            self._moving |= self._moved(session)
+            optimizer, names = session.optimizer, session.group_names
+            self.snapshot = Snapshot.take(session.view, optimizer, names, moving=self._moving)
             session.progress.best_phase = session.phase
 
     def restore(self, session: Session) -> None:
@@ -70,6 +77,11 @@ class Monitor(Listener):
         states = self.snapshot.copied_optimizer_states()
         session.optimizer.load_state_dict(session.optimizer_state_from(states, session.progress.best_phase))
 
+    def begin_phase(self, session: Session) -> None:
+        """Note the values of what is frozen; to be called when a phase has been entered."""
+        if self.keeps_best:
+            self._frozen = Checksums.of(self._frozen_parameters(session))
+
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Remember the values of parameters that the best state did not have to remember."""
         if self.snapshot is not None:
@@ -78,6 +90,18 @@ class Monitor(Listener):
     def on_transition(self, transition: Transition) -> None:
         """Restart the count of checks."""
         self.patience.waited = 0
+
+    def _moved(self, session: Session) -> set[str]:
+        """Name the frozen parameters that have other values than when the phase began."""
+        if self._frozen is None:
+            return set()
+        frozen = self._frozen_parameters(session)
+        return self._frozen.changed(Checksums.of(frozen))
+
+    def _frozen_parameters(self, session: Session) -> dict[str, nn.Parameter]:
+        """Return what is frozen and not known to move."""
+        trained = session.parameters.items()
+        return {name: each for name, each in trained if not each.requires_grad and name not in self._moving}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and count, and the best state as tensors."""

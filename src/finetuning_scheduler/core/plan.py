@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar, overload
 
+from .optim.build import steps_by_lr
 from .optim.initial import is_exempt
 from .optim.param_groups import Options, PlannedGroup
 from .schedule.model import LRSchedulerSpec, OptimizerSpec, Phase
@@ -105,7 +106,7 @@ class GroupRules:
         takes_first_lr: Whether ``default_lr`` is the initial one of phase 0's first group.
     """
 
-    default_lr: float
+    default_lr: float | None
     no_decay: Collection[str] = ()
     options: Mapping[str, Options] = field(default_factory=dict)
     block_numbers: Mapping[str, int] = field(default_factory=dict)
@@ -117,9 +118,15 @@ class GroupRules:
         """Return the options that a parameter's group gets besides its learning rate."""
         return {**self.options.get(name, {}), **({"weight_decay": 0.0} if is_exempt(name, self.no_decay) else {})}
 
-    def groups(self, phase: Phase) -> Iterator[PlannedGroup]:
-        """Split a phase's parameters: by block from the output if learning rates decay, then by options."""
+    def groups(self, phase: Phase, *, has_lr: bool = True) -> Iterator[PlannedGroup]:
+        """Split a phase's parameters: by block from the output if learning rates decay, then by options.
+
+        Args:
+            phase: The phase.
+            has_lr: Whether the optimizer in force has learning rates.
+        """
         lr = self.default_lr if phase.lr is None else phase.lr
+        lr = lr if has_lr else None
         names = [name for name in phase.params if name not in self.held]
         blocks = {name: self.block_numbers[name] if phase.lr_decay is not None else 0 for name in names}
         top = min(blocks.values(), default=0)
@@ -135,7 +142,7 @@ class GroupRules:
             scale = max((phase.lr_decay or 1.0) ** distance, phase.lr_decay_min_scale)
             for options, _, members in sorted(candidates, key=lambda candidate: "weight_decay" in candidate[0]):
                 takes_first_lr = phase.lr is None and self.takes_first_lr and scale == 1
-                yield PlannedGroup(tuple(members), lr * scale, options, takes_first_lr)
+                yield PlannedGroup(tuple(members), None if lr is None else lr * scale, options, takes_first_lr)
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,11 @@ class Plan:
         count = 0
         optimizer: tuple[OptimizerSpec | None, int] = (None, 0)
         scheduler: tuple[LRSchedulerSpec | None, int] = (None, 0)
+        has_lr = all(group.lr is not None for group in initial)
         for index, phase in enumerate(schedule.up_to(max_depth).phases):
             before = len(groups) if index > 0 else 0
-            groups += rules.groups(phase) if index > 0 else ()
+            has_lr = has_lr if phase.new_optimizer is None else steps_by_lr(phase.new_optimizer)
+            groups += rules.groups(phase, has_lr=has_lr) if index > 0 else ()
             names += phase.params
             count += sum(sizes[name] for name in phase.params)
             optimizer = optimizer if phase.new_optimizer is None else (phase.new_optimizer, index)
@@ -185,6 +194,14 @@ class Plan:
     def last_phase(self) -> int:
         """Index of the deepest phase to execute."""
         return len(self.phases) - 1
+
+    def recounted(self, sizes: Mapping[str, int]) -> Plan:
+        """Count anew, now that parameters that had no shape have got one."""
+        phases, count = [], 0
+        for state in self.phases:
+            count += sum(sizes[name] for name in state.limits.params)
+            phases.append(replace(state, trainable_count=count))
+        return Plan(tuple(phases), sum(sizes.values()))
 
     def trainable_count(self, phase: int) -> int:
         """Count the parameters (elements, not tensors) that are trainable in ``phase``."""
@@ -229,7 +246,7 @@ class Plan:
         described = []
         for planned in self.phases:
             share = planned.trainable_count / total
-            rates = ", ".join(f"{group.lr:g}" for group in planned.new_groups)
+            rates = ", ".join("none" if group.lr is None else f"{group.lr:g}" for group in planned.new_groups)
             adds = f"adds groups at learning rates [{rates}]" if planned.index else "keeps the initial groups"
             line = f"Phase {planned.index}: {share:.2%} of the parameters trainable, {adds}"
             described.append(", ".join([line, *_details(planned.limits)]))

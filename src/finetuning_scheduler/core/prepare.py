@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import OptimizerError, Problem, ScheduleError, ScheduleFileError, joined
-from .optim.checks import check_against_model, check_phases
+from .optim.checks import check_against_model, check_phases, rate_problems
 from .optim.initial import InitialGroups, initial_groups
 from .optim.param_groups import mesh_of
 from .optim.schedulers import growth_failure
@@ -140,7 +140,11 @@ class _Gate:
         phases: list[Phase] = [state.limits for state in plan.phases]
         counts = [len(plan.phases[0].groups), *(state.groups_before for state in plan.phases[1:])]
         sparse = sparse_parameters(self._view.plain)
-        return check_against_model(phases, counts, self._optimizer, self._view.trained, sparse)
+        rates = [(state.limits, [group.lr for group in state.groups]) for state in plan.phases]
+        return [
+            *check_against_model(phases, counts, self._optimizer, self._view.trained, sparse),
+            *rate_problems(rates, self._optimizer),
+        ]
 
     def growth_problems(self) -> Iterator[Problem]:
         for scheduler in self._lr_schedulers:

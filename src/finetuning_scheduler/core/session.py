@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..errors import Problem, ScheduleError
+from ..errors import CheckpointError, Problem, ScheduleError
 from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, empty_optimizer
 from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates
 from .optim.schedulers import reads_initial_lr, retarget
@@ -21,6 +23,7 @@ from .optim.warmup import Warmup
 from .plan import PhaseState, difference
 from .prepare import Prepared
 from .schedule.model import LRSchedulerSpec, OptimizerSpec
+from .schedule.wording import listed
 from .settings import Settings
 from .state import check, saved
 from .thaw import FrozenModulePolicy, set_trainable
@@ -79,6 +82,10 @@ class Session:
         self._report = report or logging.getLogger("finetuning_scheduler").log
         self._state: PhaseState | None = None
         self._warmup = Warmup(optimizer)
+        self._lazy = view.has_lazy
+        # Values from before their phase thawed them, of parameters that the best checkpoint leaves out.
+        self.frozen_values: dict[str, torch.Tensor] = {}
+        self.saved_names: frozenset[str] = frozenset()  # what the checkpoint restored last has
         self._first_lr: float | None = None  # of phase 0's first group, if it is no longer the planned one
 
     @property
@@ -103,7 +110,7 @@ class Session:
     def follow_first_lr(self) -> None:
         """Let phases that take the learning rate of phase 0's first group take the one it has now."""
         if self._settings.base_max_lr is None:
-            self._first_lr = float(self.optimizer.param_groups[0]["lr"])
+            self._first_lr = learning_rates(self.optimizer)[0]
 
     def begin(self, moment: Moment | None = None) -> None:
         """Freeze the model, thaw phase 0 and make the optimizer hold exactly phase 0's parameters."""
@@ -118,6 +125,8 @@ class Session:
             ScheduleError: ``phase`` is before the present phase or beyond the last one.
         """
         self._check_order(phase)
+        if self._lazy:
+            self._lazy, self.plan = self.view.has_lazy, self.plan.recounted(self.view.counted())
         left, state = self.phase, self.plan.phases[phase]
         for line, details in self._move(state):
             self._report(logging.INFO, f"Phase {phase}: {line}")
@@ -181,6 +190,31 @@ class Session:
     def settle(self) -> None:
         """Make learning rates what they are between steps, after an exception inside one."""
         self._warmup.settle()
+
+    def hold(self, thawed: Mapping[str, nn.Parameter]) -> None:
+        """Remember the values of parameters about to be thawed that a checkpoint of an earlier phase leaves out."""
+        for name, parameter in thawed.items():
+            if name not in self.saved_names:
+                self.frozen_values[name] = parameter.detach().clone()
+
+    def left_out(self, saved: Collection[str], phase: int) -> dict[str, torch.Tensor]:
+        """Find the values of thawed parameters that a checkpoint leaves out.
+
+        Args:
+            saved: The names of what it has.
+            phase: The phase in which it was written.
+
+        Raises:
+            CheckpointError: With every parameter that neither the checkpoint nor the memory has a value of.
+        """
+        self.saved_names = frozenset(saved)
+        missing = [name for name in self.trained_names if name not in self.saved_names]
+        trained_then = set(self.plan.phases[phase].trainable) if missing else set()
+        lost = [name for name in missing if name in trained_then or name not in self.frozen_values]
+        if lost:
+            message = f"expected values of all parameters that have been thawed, got none of {listed(lost)}"
+            raise CheckpointError(Problem(message, fix="Save them too, or use restore_best=False."))
+        return {name: self.frozen_values[name] for name in missing}
 
     def announce(self, prepared: Prepared) -> None:
         """Tell the user what was found while the session was prepared."""
@@ -277,6 +311,8 @@ class Session:
 
 
 def _emptied(optimizer: Optimizer) -> Optimizer:
+    if "param_groups" not in vars(optimizer):  # a wrapper, whose copy would have the same groups
+        return optimizer
     other = copy.copy(optimizer)  # without hooks, and without what a class of the user's own keeps in attributes
     vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
     other.param_groups, other.state = [], defaultdict(dict)

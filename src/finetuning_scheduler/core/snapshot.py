@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ from .view import ModelView
 
 @dataclass
 class Snapshot:
-    """Trainable weights, buffers and optimizer state at one moment.
+    """Trainable weights, persistent buffers and optimizer state at one moment.
 
-    Frozen parameters are not copied: they do not change. One that is thawed later must be added by :meth:`add` while
-    it still has its frozen value, so that a restore undoes what later phases did to it.
+    Frozen parameters are not copied unless they are known to move all the same, as mean teachers do. One that is thawed
+    later must be added by :meth:`add` while it still has its frozen value, so that a restore undoes what later phases
+    did to it.
     """
 
     weights: dict[str, torch.Tensor]
@@ -27,12 +28,35 @@ class Snapshot:
     optimizer_states: dict[str, dict[str, Any]]
 
     @classmethod
-    def take(cls, view: ModelView, optimizer: Optimizer, group_names: Sequence[Sequence[str]]) -> Snapshot:
-        """Copy what training can have changed since the model was frozen."""
+    def take(
+        cls,
+        view: ModelView,
+        optimizer: Optimizer,
+        group_names: Sequence[Sequence[str]],
+        *,
+        moving: Collection[str] = (),
+    ) -> Snapshot:
+        """Copy what training can have changed since the model was frozen.
+
+        Args:
+            view: The model.
+            optimizer: The optimizer in force.
+            group_names: The names of its groups' parameters.
+            moving: Frozen parameters that change without the optimizer.
+        """
         states = state_by_name(optimizer.state_dict(), group_names)
+        copies: dict[int, torch.Tensor] = {}  # a buffer that several modules share is copied once
+        buffers = {}
+        for module, prefix, name in _persistent_buffers(view.model):
+            buffer = getattr(module, name)
+            buffers[prefix + name] = copies.setdefault(id(buffer), buffer.detach().clone())
         return cls(
-            weights={name: p.detach().clone() for name, p in view.trained.items() if p.requires_grad},
-            buffers={name: b.detach().clone() for name, b in view.model.named_buffers()},
+            weights={
+                name: parameter.detach().clone()
+                for name, parameter in view.trained.items()
+                if parameter.requires_grad or name in moving
+            },
+            buffers=buffers,
             optimizer_states=_cloned(states),
         )
 
@@ -43,11 +67,22 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self, view: ModelView) -> None:
-        """Write the copies of weights and buffers back."""
-        buffers = dict(view.model.named_buffers())
-        for saved, present in ((self.weights, view.trained), (self.buffers, buffers)):
-            for name, value in saved.items():
-                present[name].copy_(value)
+        """Give weights and buffers back the values, shapes and types that they had."""
+        for name, value in self.weights.items():
+            present = view.trained[name]
+            if _takes(present, value):
+                present.copy_(value)
+            else:
+                present.data = value.clone()
+        copies: dict[int, torch.Tensor] = {}
+        for module, prefix, name in _persistent_buffers(view.model):
+            if (saved := self.buffers.get(prefix + name)) is None:
+                continue
+            # In place where that is possible: others may hold the same tensor.
+            if _takes(buffer := getattr(module, name), saved):
+                buffer.copy_(saved)
+            else:
+                setattr(module, name, copies.setdefault(id(saved), saved.clone()))
 
     def copied_optimizer_states(self) -> dict[str, dict[str, Any]]:
         """Copy the optimizer's state by parameter name, for an optimizer that will change it in place."""
@@ -61,3 +96,18 @@ def _cloned(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
         }
         for name, state in states.items()
     }
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Yield each buffer that is saved with a model: its module, the prefix of the module's names, and its own name."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, _ in module.named_buffers(recurse=False, remove_duplicate=False):
+            if name not in module._non_persistent_buffers_set:
+                yield module, prefix, name
+
+
+def _takes(present: torch.Tensor, saved: torch.Tensor) -> bool:
+    """Whether a copy into a tensor makes it what was saved: a copy broadcasts and converts silently."""
+    alike = present.shape == saved.shape and present.dtype == saved.dtype and present.device == saved.device
+    return alike and not present.is_inference()

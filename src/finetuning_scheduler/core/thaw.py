@@ -8,23 +8,25 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # the common base of BatchNorm1d..3d and SyncBatchNorm
 
+from .schedule.names import FROZEN_BY_SCHEDULE
 from .transitions import Listener
 
-FROZEN_BY_SCHEDULE = "_frozen_by_schedule"
 FrozenModulesMode = Literal["train", "eval"]
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
-    """Set ``requires_grad`` of exactly these parameters; a frozen one also loses its gradient.
+    """Set ``requires_grad`` of exactly these parameters; what is frozen or thawed loses its gradient.
 
-    A stale gradient would otherwise be applied by the first optimizer step after the parameter is thawed again. One
-    that is thawed loses it too, since something else may have frozen it.
+    A stale gradient would otherwise be applied by the first optimizer step after the parameter is thawed, whoever has
+    frozen it. What is trained already keeps its gradient: it may be half of an accumulation.
     """
     for parameter in parameters:
+        if parameter.requires_grad and trainable:
+            continue
+        parameter.grad = None
         if parameter.requires_grad is trainable:
             continue
-        parameter.requires_grad_(trainable)
-        parameter.grad = None
+        parameter.requires_grad = trainable  # a lazy parameter has no `requires_grad_`
         # Whoever meets the model later can tell it from what its author froze.
         setattr(parameter, FROZEN_BY_SCHEDULE, not trainable)
 

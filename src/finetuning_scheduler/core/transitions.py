@@ -93,10 +93,10 @@ class Transition:
     step: int
     trainable: int
     share: float
-    learning_rates: tuple[float, ...]
+    learning_rates: tuple[float | None, ...]
 
     def __str__(self) -> str:
-        rates = ", ".join(f"{lr:g}" for lr in self.learning_rates)
+        rates = ", ".join("none" if lr is None else f"{lr:g}" for lr in self.learning_rates)
         return (
             f"Phase {self.left} -> {self.entered} ({self.reason.value}) at epoch {self.epoch}, step {self.step}: "
             f"{self.trainable:,} parameters trainable ({self.share:.2%}), learning rates [{rates}]"

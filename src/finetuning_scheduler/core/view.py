@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from .schedule.generate import parameter_size
+from .schedule.names import frozen_by_others
 from .schedule.schedule import Schedule
-from .thaw import FROZEN_BY_SCHEDULE
 
 # What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
 # dictionaries leave these out of their keys, apart from the last.
@@ -57,12 +57,7 @@ class ModelView:
     @property
     def frozen(self) -> frozenset[str]:
         """The names of the parameters that somebody else than a schedule has frozen, and that could be trained."""
-        return frozenset(
-            name
-            for name, tensor in self.tensors.items()
-            if not (tensor.requires_grad or getattr(tensor, FROZEN_BY_SCHEDULE, False))
-            and (tensor.is_floating_point() or tensor.is_complex())
-        )
+        return frozen_by_others(self.tensors.items())
 
     @cached_property
     def names_of(self) -> Mapping[int, tuple[str, ...]]:
@@ -75,6 +70,15 @@ class ModelView:
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """The number of values that each tensor in :attr:`trained` stands for, on all devices together."""
+        return self.counted()
+
+    @property
+    def has_lazy(self) -> bool:
+        """Whether there are parameters that get their shape in the first forward pass."""
+        return any(isinstance(tensor, UninitializedParameter) for tensor in self.trained.values())
+
+    def counted(self) -> dict[str, int]:
+        """Count the values anew; a parameter without a shape has none yet."""
         sizes = {name: parameter_size(parameter) for name, parameter in self.plain.named_parameters()}
         return {name: sum(sizes[held] for held in self.names_of[id(tensor)]) for name, tensor in self.trained.items()}
 

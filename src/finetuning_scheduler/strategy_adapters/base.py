@@ -12,7 +12,7 @@ from ..core.optim.states import state_by_name
 from ..core.optim.zero import forget_state
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
-from ..core.view import ModelView
+from ..core.view import ModelView, plain_name
 from ..errors import Problem
 
 T = TypeVar("T")
@@ -99,12 +99,22 @@ class StrategyAdapter:
             weights_only: Refuse anything but tensors and plain values.
         """
         checkpoint = self.trainer.strategy.load_checkpoint(path, weights_only=weights_only)
-        load_model_and_precision(self.trainer, checkpoint)
         progress = checkpoint["callbacks"][state_key]
+        self._complete(checkpoint, session, progress["phase"])
+        load_model_and_precision(self.trainer, checkpoint)
         states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
         state = session.optimizer_state_from(states, progress["phase"])
         forget_state(session.optimizer)
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
+
+    def _complete(self, checkpoint: dict[str, Any], session: Session, phase: int) -> None:
+        """Add to a checkpoint's weights what it leaves out of those that have been thawed."""
+        weights = dict(checkpoint["state_dict"])
+        missing = session.left_out({plain_name(key) for key in weights}, phase)
+        if missing:
+            keys = {plain_name(key): key for key in self.trainer.lightning_module.state_dict()}
+            weights.update({keys.get(name, name): value for name, value in missing.items()})
+            checkpoint["state_dict"] = weights
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
         """Called after the first optimizer step of each phase with the trainable parameters.

@@ -1,7 +1,8 @@
 """Train with one of the two Lightning packages while the program imports both; print what came of it.
 
 Arguments: what is imported, in order, among ``lightning.pytorch``, ``pytorch_lightning`` and ``finetuning_scheduler``;
-then, after ``--``, the package of the trainer, and whether untested strategies are allowed.
+then, after ``--``, the package of the trainer; after that, ``allow_untested`` allows untested strategies, and a package
+is the one that early stopping is taken from.
 """
 
 import importlib
@@ -16,8 +17,9 @@ for imported in sys.argv[1:separator]:
     module = importlib.import_module(imported)
     if imported == "finetuning_scheduler":
         module.FinetuningScheduler  # noqa: B018 - imported lazily: this is when the package is chosen
-package, *allowed = sys.argv[separator + 1 :]
+package, *words = sys.argv[separator + 1 :]
 pl = importlib.import_module(package)
+stopping = importlib.import_module(next((word for word in words if word != "allow_untested"), package))
 
 torch.set_num_threads(1)
 
@@ -48,13 +50,13 @@ try:
 
     scheduler = FinetuningScheduler(
         ft_schedule={0: {"params": ["head.*"]}, 1: {"params": ["body.*"]}},
-        allow_untested=bool(allowed),
+        allow_untested="allow_untested" in words,
     )
     trainer = pl.Trainer(
         max_epochs=6,
         accelerator="cpu",
         logger=False,
-        callbacks=[scheduler, pl.callbacks.EarlyStopping("val_loss", patience=1)],
+        callbacks=[scheduler, stopping.callbacks.EarlyStopping("val_loss", patience=1)],
         enable_progress_bar=False,
         enable_model_summary=False,
     )

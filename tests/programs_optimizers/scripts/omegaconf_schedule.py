@@ -77,12 +77,13 @@ trainer = pl.Trainer(
 module = Model()
 trainer.fit(module, data, data)
 (optimizer,) = trainer.optimizers
+names = {parameter: name for name, parameter in module.named_parameters()}
 facts = {
     "phase": scheduler.curr_depth,
     "optimizer": type(optimizer).__name__,
     "betas": list(optimizer.param_groups[0]["betas"]),
     "rates": [group["lr"] for group in optimizer.param_groups],
-    "trainable": sorted(name for name, parameter in module.named_parameters() if parameter.requires_grad),
+    "groups": [sorted(names[parameter] for parameter in group["params"]) for group in optimizer.param_groups],
     "config untouched": OmegaConf.to_yaml(config) == before,
 }
 print(json.dumps(facts))

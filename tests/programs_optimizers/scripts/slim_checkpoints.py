@@ -1,6 +1,6 @@
-"""Fine-tune a frozen backbone with checkpoints that hold what trains; print what each transition restored.
+"""Fine-tune a backbone with checkpoints that leave out what is frozen, and with whole ones; print what each restored.
 
-Arguments: a directory to write to, and what the checkpoints leave out: ``frozen`` or ``nothing``.
+Argument: a directory to write to.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from finetuning_scheduler import FinetuningScheduler
 
-ROOT, LEFT_OUT = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-torch.manual_seed(0)
 
 
 class Classifier(pl.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, *, slim: bool) -> None:
         super().__init__()
+        torch.manual_seed(0)
+        self.slim = slim
         self.backbone = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
         self.head = nn.Linear(16, 3)
         self.strict_loading = False
@@ -43,7 +43,7 @@ class Classifier(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if LEFT_OUT == "frozen":
+        if self.slim:
             for name, parameter in self.named_parameters():
                 if not parameter.requires_grad:
                     del checkpoint["state_dict"][name]
@@ -77,27 +77,32 @@ def loader(count: int, seed: int) -> Any:
     return DataLoader(TensorDataset(x, x[:, :3].argmax(dim=1)), batch_size=16, generator=torch.Generator())
 
 
-module = Classifier()
-scheduler = FinetuningScheduler(base_max_lr=0.02)
-witness = Witness(scheduler)
-checkpoint = ModelCheckpoint(ROOT / "checkpoints", monitor="val_loss", save_top_k=-1)
-trainer = pl.Trainer(
-    accelerator="cpu",
-    default_root_dir=ROOT,
-    logger=False,
-    max_epochs=30,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-    log_every_n_steps=1,
-    num_sanity_val_steps=0,
-    callbacks=[scheduler, EarlyStopping("val_loss", patience=2), checkpoint, witness],
-)
-trainer.fit(module, loader(64, 1), loader(32, 2))
-first = torch.load(min((ROOT / "checkpoints").glob("epoch=0-*.ckpt")), weights_only=True)
-facts = {
-    "phase": scheduler.curr_depth,
-    "restored": witness.restored,
-    "first file": sorted(first["state_dict"]),
-    "weights": {name: value.double().sum().item() for name, value in module.named_parameters()},
-}
+def facts_of(root: Path, *, slim: bool) -> dict[str, Any]:
+    module = Classifier(slim=slim)
+    scheduler = FinetuningScheduler(base_max_lr=0.02)
+    witness = Witness(scheduler)
+    checkpoint = ModelCheckpoint(root / "checkpoints", monitor="val_loss", save_top_k=-1)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        default_root_dir=root,
+        logger=False,
+        max_epochs=30,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        callbacks=[scheduler, EarlyStopping("val_loss", patience=2), checkpoint, witness],
+    )
+    trainer.fit(module, loader(64, 1), loader(32, 2))
+    first = torch.load(min((root / "checkpoints").glob("epoch=0-*.ckpt")), weights_only=True)
+    return {
+        "phase": scheduler.curr_depth,
+        "restored": witness.restored,
+        "first file": sorted(first["state_dict"]),
+        "weights": {name: value.double().sum().item() for name, value in module.named_parameters()},
+    }
+
+
+root = Path(sys.argv[1])
+facts = {kind: facts_of(root / kind, slim=kind == "slim") for kind in ("slim", "whole")}
 print(json.dumps(facts))

@@ -65,9 +65,10 @@ def build_optimizer(
         group.update({key: value for key, value in override.items() if key in new.defaults})
         # The scheduler in force goes on with the new groups.
         group.update({key: old_group[key] for key in KEYS_IN_GROUPS if key in old_group})
-        group["lr"] = like(group["lr"], old_group["lr"])
+        if old_group["lr"] is not None:  # else the one before has set its steps itself
+            group["lr"] = like(group["lr"], old_group["lr"])
         own = "lr" in arguments and not keep_initial_lr
-        initial = arguments["lr"] if own else old_group.get("initial_lr", old_group["lr"])
+        initial = arguments["lr"] if own else old_group.get("initial_lr", group["lr"])
         group["initial_lr"] = like(group["lr"], initial)
         if keep_initial_lr and "lr" in arguments:
             group[_NEXT_INITIAL_LR] = like(group["lr"], arguments["lr"])
@@ -81,6 +82,11 @@ def empty_optimizer(spec: OptimizerSpec) -> Optimizer:
     optimizer.param_groups.clear()
     optimizer.state.clear()
     return optimizer
+
+
+def steps_by_lr(spec: OptimizerSpec) -> bool:
+    """Whether the optimizer has learning rates, and does not set its steps itself."""
+    return empty_optimizer(spec).defaults.get("lr", 0.0) is not None
 
 
 def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRScheduler:

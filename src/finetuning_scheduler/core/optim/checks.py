@@ -6,7 +6,9 @@ parts: what a schedule says by itself, and what depends on the model and its opt
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -20,6 +22,7 @@ from ...errors import Problem
 from ..schedule.model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
 from ..schedule.wording import closest, did_you_mean, listed
 from .build import SchedulerSettings, import_class
+from .param_groups import like
 from .schedulers import SUPPORTED_LR_SCHEDULERS, growth_failure
 
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
@@ -212,6 +215,75 @@ def check_against_model(
             complaints = complaints or list(_construction_complaint(phase.new_lr_scheduler, factory(groups)))
             problems += _located(complaints, number)
     return problems
+
+
+def rate_problems(plan_phases: Sequence[tuple[Phase, Sequence[float | None]]], optimizer: Optimizer) -> list[Problem]:
+    """Find learning rates that the optimizer in force does not take.
+
+    One that sets its steps itself has none; one that demands the same of all groups refuses others, which a stand-in
+    tells.
+
+    Args:
+        plan_phases: Each phase with the learning rates of all groups there are in it.
+        optimizer: The optimizer of phase 0.
+    """
+    problems: list[Problem] = []
+    stand_in = _like(optimizer)
+    for number, (phase, rates) in enumerate(plan_phases):
+        if phase.new_optimizer is not None:
+            stand_in = _factory_of(phase.new_optimizer)
+        name = type(stand_in(1)).__name__
+        keys = [key for key in ("lr", "lr_decay") if getattr(phase, key) is not None]
+        keys += ["lr_warmup_steps"] if phase.lr_warmup_steps else []
+        if number > 0 and keys and None in rates[-1:]:
+            message = f"{name} sets its steps itself (lr=None), so that `{'`, `'.join(keys)}` cannot be used"
+            problems += _located([(message, "Leave it out, or give the optimizer a learning rate.")], number)
+        numbers = [rate for rate in rates if rate is not None and None not in rates[-1:]]
+        warming = [0.0] if phase.lr_warmup_steps and len(numbers) > 1 else []
+        if number > 0 and len({*numbers, *warming}) > 1 and (refusal := _refusal(stand_in, [*numbers, *warming])):
+            message = f"{name} does not take groups with different learning rates ({refusal})"
+            fix = "Give all phases the learning rate of phase 0: base_max_lr=None and no `lr`."
+            return [*problems, *_located([(message, fix)], number)]
+    return problems
+
+
+def _like(optimizer: Optimizer) -> OptimizerFactory:
+    """Make stand-ins of a user's optimizer, whose constructor is not known, by copying it."""
+
+    def make(count: int) -> Optimizer:
+        if "param_groups" not in vars(optimizer):  # a wrapper, whose copy would have the same groups
+            return _factory_like(optimizer)(count)
+        other = copy.copy(optimizer)
+        vars(other).update({key: value for key, value in vars(optimizer).items() if key not in (*vars(other), "step")})
+        options = {
+            key: value for key, value in optimizer.param_groups[0].items() if key not in ("params", "param_names")
+        }
+        other.param_groups = [{**options, **group} for group in _stand_in_groups(count)]
+        other.state = defaultdict(dict)
+        return other
+
+    return make
+
+
+def _refusal(make: OptimizerFactory, rates: Sequence[float]) -> str | None:
+    """Say why an optimizer does not step groups at these rates, though it steps them at the first of them."""
+
+    def failure(rates: Sequence[float]) -> str | None:
+        optimizer = make(len(rates))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = like(group["lr"], rate)
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                optimizer.step()
+        except Exception as error:  # noqa: BLE001  # whatever a foreign class raises is the reason
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    distinct = list(dict.fromkeys(rates))
+    return failure(distinct) if failure(distinct[:1] * len(distinct)) is None else None
 
 
 def _parameter_complaints(

@@ -27,7 +27,7 @@ class InitialGroups:
 
     groups: tuple[PlannedGroup, ...]
     options: Mapping[str, Options]
-    lr: float
+    lr: float | None
     differences: str | None = None
     foreign: int = 0
 
@@ -140,6 +140,8 @@ def _differences(held: Sequence[Sequence[str]], wanted: Sequence[str]) -> str | 
     return f"The optimizer does not hold exactly phase 0's parameters: missing {missing}, also held {surplus}."
 
 
-def _initial_lr(optimizer: Optimizer, index: int) -> float:
+def _initial_lr(optimizer: Optimizer, index: int) -> float | None:
     group = optimizer.param_groups[index]
+    if group["lr"] is None:
+        return None
     return float(group.get("initial_lr", group["lr"]))

@@ -25,14 +25,14 @@ class PlannedGroup:
 
     Attributes:
         names: The parameters' names.
-        lr: Its learning rate when it is made.
+        lr: Its learning rate when it is made; ``None`` under an optimizer that has none.
         options: The options in which it differs from its optimizer's defaults, such as ``weight_decay``.
         takes_first_lr: Whether ``lr`` is that of phase 0's first group.
         source: In phase 0, the position of the user's group that it goes on with; ``None`` for one that is added.
     """
 
     names: tuple[str, ...]
-    lr: float
+    lr: float | None
     options: Options = field(default_factory=dict)
     takes_first_lr: bool = False
     source: int | None = None
@@ -59,9 +59,9 @@ def group_names(optimizer: Optimizer, parameters: NamedParameters) -> list[list[
     return [[name_of.get(id(p)) or f"{_FOREIGN}{next(places)})" for p in parameters_] for parameters_ in groups]
 
 
-def learning_rates(optimizer: Optimizer) -> list[float]:
-    """Return each group's present learning rate."""
-    return [float(group["lr"]) for group in optimizer.param_groups]
+def learning_rates(optimizer: Optimizer) -> list[float | None]:
+    """Return each group's present learning rate; ``None`` for an optimizer that sets its steps itself."""
+    return [None if group["lr"] is None else float(group["lr"]) for group in optimizer.param_groups]
 
 
 def mesh_of(parameter: nn.Parameter) -> Any:
@@ -70,7 +70,12 @@ def mesh_of(parameter: nn.Parameter) -> Any:
 
 
 def like(reference: object, lr: Any) -> Any:
-    """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor."""
+    """Give a learning rate the kind its optimizer uses: capturable and compiled optimizers hold it in a tensor.
+
+    There is none for an optimizer that sets its steps itself.
+    """
+    if lr is None:
+        return None
     return torch.full_like(reference, float(lr)) if isinstance(reference, torch.Tensor) else float(lr)
 
 
@@ -153,7 +158,7 @@ def _append(optimizer: Optimizer, group: dict[str, Any]) -> None:
     ``Optimizer.add_param_group`` compares with every parameter that is held already, so adding many groups would take
     time that grows with the square of their number; it is shown an empty list instead.
     """
-    if type(optimizer).add_param_group is not Optimizer.add_param_group:
+    if type(optimizer).add_param_group is not Optimizer.add_param_group or "param_groups" not in vars(optimizer):
         optimizer.add_param_group(group)
         return
     held = optimizer.param_groups

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from .generate import Heuristic, generate, phase_comments
+from .names import frozen_by_others
 from .schedule import Schedule
 from .yaml_writer import write_schedule
 
@@ -74,7 +75,10 @@ class ScheduleImplMixin:
     def gen_ft_schedule(module: nn.Module, dump_loc: str | PathLike[str], heuristic: Heuristic = "pairs") -> Path:
         """Write the default schedule of any module to ``<dump_loc>/<Class>_ft_schedule.yaml`` and return that path.
 
+        Parameters that are frozen (``requires_grad=False``) stay out of it.
+
         Raises:
             ScheduleError: The module has no parameters that can be trained.
         """
-        return save_schedule(generate(module, heuristic), module, dump_loc)
+        frozen = frozen_by_others(module.named_parameters())
+        return save_schedule(generate(module, heuristic, frozen=frozen), module, dump_loc)

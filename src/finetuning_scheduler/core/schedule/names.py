@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -21,6 +21,19 @@ from .wording import closest
 # a search for similar names costs far more than a look-up
 MAX_NAMES_COMPARED = 2_000
 MAX_RANGES = 256
+
+
+FROZEN_BY_SCHEDULE = "_frozen_by_schedule"  # marks parameters, so that what their author froze can be told from them
+
+
+def frozen_by_others(named: Iterable[tuple[str, nn.Parameter]]) -> frozenset[str]:
+    """Name the parameters that somebody else than a schedule has frozen, and that could be trained."""
+    return frozenset(
+        name
+        for name, parameter in named
+        if not (parameter.requires_grad or getattr(parameter, FROZEN_BY_SCHEDULE, False))
+        and (parameter.is_floating_point() or parameter.is_complex())
+    )
 
 
 @dataclass(frozen=True)

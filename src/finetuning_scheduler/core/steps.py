@@ -1,0 +1,43 @@
+"""Has the optimizer made a step? Its own hooks tell, and not the loop that has asked it to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+
+def stepping(optimizer: Optimizer) -> Optimizer | None:
+    """Return the optimizer whose hooks are called at each step: the innermost of wrappers. ``None`` if it has none."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer) and inner is not optimizer:
+        optimizer = inner
+    # A class that leaves out its base class's constructor has none.
+    return optimizer if hasattr(optimizer, "_optimizer_step_post_hooks") else None
+
+
+class StepCounter:
+    """Tells whether the optimizer has made a step since it was last asked."""
+
+    def __init__(self) -> None:
+        self._optimizer: Optimizer | None = None
+        self._handle: RemovableHandle | None = None
+        self._stepped = False
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Watch this optimizer, and no other."""
+        if optimizer is self._optimizer:
+            return
+        if self._handle is not None:
+            self._handle.remove()
+        self._optimizer = optimizer
+        inner = stepping(optimizer)
+        self._handle = None if inner is None else inner.register_step_post_hook(self._note)
+
+    def taken(self) -> bool:
+        """Whether a step was made since the last call; an optimizer that has no hooks is taken to have made one."""
+        stepped, self._stepped = self._stepped or self._handle is None, False
+        return stepped
+
+    def _note(self, *_: Any) -> None:
+        self._stepped = True
