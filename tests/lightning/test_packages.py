@@ -29,6 +29,9 @@ class Model({pl}.LightningModule):
         self.body = torch.nn.Linear(2, 2)
         self.head = torch.nn.Linear(2, 1)
 
+    def on_train_start(self):
+        self.kinds = {{type(callback) for callback in self.trainer.callbacks}}
+
     def training_step(self, batch):
         return self.head(self.body(batch[0])).square().mean()
 
@@ -47,11 +50,11 @@ trainer = {pl}.Trainer(
     max_epochs=2, accelerator="cpu", logger=False, callbacks=[scheduler, stopping], enable_progress_bar=False,
     enable_model_summary=False, default_root_dir=sys.argv[1],
 )
-trainer.fit(Model(), data, data)
+model = Model()
+trainer.fit(model, data, data)
 assert scheduler.curr_depth == 1
 assert isinstance(scheduler, {pl}.Callback)
-kinds = {{type(callback) for callback in trainer.callbacks}}
-assert {{FTSCheckpoint, FTSEarlyStopping}} <= kinds
+assert {{FTSCheckpoint, FTSEarlyStopping}} <= model.kinds
 assert issubclass(FTSCheckpoint, {pl}.callbacks.ModelCheckpoint)
 assert issubclass(FTSEarlyStopping, {pl}.callbacks.EarlyStopping)
 print("lightning.pytorch" in sys.modules, "pytorch_lightning" in sys.modules)
