@@ -12,7 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
-from toy_programs import (
+
+from .toy_programs import (
     HEAD,
     PATIENT,
     Net,
