@@ -26,6 +26,7 @@ from ._lightning import (
     around_setup,
     is_search_checkpoint,
     loading_with,
+    remember,
     scheduler_step_of,
 )
 from ._source import read_source, save
@@ -196,6 +197,7 @@ class Entry:
         except BaseException:
             self.give_back()
             raise
+        remember(self.trainer, self._listener)  # one that is refused is nothing to go on from
         source = self.given["ft_schedule"]
         file = source if isinstance(source, (str, PathLike)) else None
         path = save(self.ranks, lambda: self.session.schedule, self._view.plain, self._resolve_log_dir(), file)
@@ -248,11 +250,12 @@ class Entry:
         return step is None or growth_failure(scheduler, step, new_groups=0) is None
 
     def give_back(self) -> None:
-        """Give the parameters that no phase has thawed the ``requires_grad`` with which they came."""
+        """Give the parameters that no phase has thawed the ``requires_grad`` with which they came, once."""
         thawed = set() if self._session is None else set(self._session.trained_names)
         for name, trainable in self._came_with.items():
             if name not in thawed:
-                self._view.trained[name].requires_grad = trainable
+                set_trainable([self._view.trained[name]], trainable)
+        self._came_with = {}
 
     def _generate_and_exit(self) -> None:
         """Write the default schedule, then leave the program."""

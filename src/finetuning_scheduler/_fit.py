@@ -20,7 +20,6 @@ from ._lightning import (
     Trainer,
     install_lr_scheduler,
     install_optimizer,
-    remember,
     step_plateau_schedulers,
 )
 from ._trainer import as_misconfiguration, visible_messages
@@ -65,7 +64,6 @@ class Fit(Listener):
         self.entry = Entry(owner, given, trainer, module, wiring, continued, listener=self)
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
-        remember(trainer, self)
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
         self._between_epochs = True

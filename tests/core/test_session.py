@@ -305,6 +305,45 @@ def test_a_state_that_has_been_through_json_resumes_bitwise(steps: int) -> None:
     assert [n for n, value in expected.state_dict().items() if not torch.equal(value, resumed.state_dict()[n])] == []
 
 
+CYCLES = {
+    "OneCycleLR": {"max_lr": 0.2, "total_steps": 40},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.2, "step_size_up": 5},
+}
+
+
+@pytest.mark.parametrize("later", ["torch.optim.Adagrad", "torch.optim.SGD", "torch.optim.Adam"])
+@pytest.mark.parametrize(("cycle", "arguments"), CYCLES.items(), ids=CYCLES)
+def test_a_cycle_of_momentum_resumes_under_the_optimizer_of_a_later_phase(
+    cycle: str, arguments: dict[str, Any], later: str
+) -> None:
+    phases = schedule(
+        new_optimizer=new_optimizer(lr=0.1, momentum=0.9),
+        new_lr_scheduler={
+            "lr_scheduler_init": {"class_path": f"torch.optim.lr_scheduler.{cycle}", "init_args": arguments},
+            "pl_lrs_cfg": {"interval": "step"},
+        },
+    )
+    phases[2]["new_optimizer"] = new_optimizer(later, lr=0.05)
+
+    def go_on(model: nn.Module, runner: PhaseRunner, first: int, last: int) -> None:
+        for step in range(first, last):
+            advance(model, runner, step, step + 1)
+            for scheduler in runner.lr_schedulers:
+                scheduler.step()
+
+    expected, whole = resumable(0, phases)
+    go_on(expected, whole, 0, 10)
+    model, runner = resumable(0, phases)
+    go_on(model, runner, 0, 6)
+    resumed, resumed_runner = resumable(0, phases)
+    resumed_runner.load_state_dict(runner.state_dict())
+    resumed.load_state_dict(model.state_dict())
+    resumed_runner.optimizer.load_state_dict(copy.deepcopy(runner.optimizer.state_dict()))
+    resumed_runner.lr_schedulers[0].load_state_dict(copy.deepcopy(runner.lr_schedulers[0].state_dict()))
+    go_on(resumed, resumed_runner, 6, 10)
+    assert [n for n, value in expected.state_dict().items() if not torch.equal(value, resumed.state_dict()[n])] == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

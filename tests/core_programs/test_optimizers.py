@@ -264,6 +264,21 @@ def test_a_wrapped_optimizer_trains_as_the_one_inside(
     assert held(inner) == [set(HEAD), set(UPPER), set(LOWER)], "the groups of the optimizer inside"
 
 
+@pytest.mark.parametrize("phase", [0, 1])
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS.keys())
+def test_a_wrapped_optimizer_warms_up_as_the_one_inside(wrap: Callable[[Optimizer], Optimizer], phase: int) -> None:
+    def trained(warmup_steps: int, wrap: Callable[[Optimizer], Optimizer] = lambda optimizer: optimizer) -> Model:
+        model, schedule = Model(), phases(2, 4)
+        schedule[phase]["lr_warmup_steps"] = warmup_steps
+        loop = loop_of(model, wrap(momentum_sgd(model.parameters())), schedule)
+        for _ in range(EPOCHS):
+            loop.epoch()
+        return model
+
+    assert differing(copied(trained(5, wrap)), copied(trained(5))) == set()
+    assert differing(copied(trained(0)), copied(trained(5))) != set(), "the warm-up matters"
+
+
 def held(optimizer: Optimizer) -> list[set[str]]:
     """The names of what an optimizer over `Model` holds, by shape: no two layers have equal ones."""
     shapes = {parameter.shape: name for name, parameter in Model().named_parameters() if "weight" in name}

@@ -35,6 +35,23 @@ def test_another_module_starts_in_phase_0_with_its_own_weights(tmp_path: Path) -
     assert torch.equal(other.network.first.weight, torch.full_like(other.network.first.weight, 0.5))
 
 
+@pytest.mark.parametrize("wrong", [{"max_depth": 0}, {"base_max_lr": -1.0}, {"strategy_adapter_cfg": {"x": 1}}])
+def test_a_fit_that_was_refused_is_nothing_to_go_on_from(wrong: dict[str, Any], tmp_path: Path) -> None:
+    session = Session(simple_recipe(), tmp_path)
+    right = {name: getattr(session.scheduler, name) for name in wrong}
+    session.trainer.fit_loop.max_epochs = 4
+    session.fit()
+    session.trainer.fit_loop.max_epochs = 6
+    for name, value in wrong.items():
+        setattr(session.scheduler, name, value)
+    with pytest.raises(MisconfigurationException):
+        session.fit()
+    for name, value in right.items():
+        setattr(session.scheduler, name, value)
+    session.fit()
+    assert [epoch.phase for epoch in session.history.epochs] == [0, 0, 1, 1, 2, 2]
+
+
 def test_arguments_set_before_the_fit_count(tmp_path: Path) -> None:
     session = Session(simple_recipe(), tmp_path)
     session.scheduler.max_depth = 0

@@ -301,3 +301,33 @@ def test_a_fit_of_phase_0_gives_every_kind_back_as_it_came(row: Row, tmp_path: P
     module = row.module()
     fit(module, tmp_path, {0: {"params": list(HEAD)}}, epochs=1)
     assert trainable(module) == as_it_came(row.module)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_what_the_user_freezes_after_a_fit_stays_out_of_the_next_generated_schedule(depth: int, tmp_path: Path) -> None:
+    module = Toy()
+    generated(module, tmp_path / "first", max_depth=depth)
+    module.lower.requires_grad_(False)
+    second = generated(module, tmp_path / "second")
+    assert set(scheduled_names(second)) == {*HEAD, *UPPER}
+    assert trainable(module) == {*HEAD, *UPPER}
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_an_evaluation_that_fails_after_a_fit_leaves_what_the_user_froze_since(stage: str, tmp_path: Path) -> None:
+    module = Toy()
+    done = fit(module, tmp_path, phases(1), epochs=1)
+    module.lower.requires_grad_(False)
+    module.test_step = module.validation_step  # type: ignore[method-assign]
+    done.trainer.callbacks.append(FailsToEvaluate())
+    with pytest.raises(ArithmeticError):
+        getattr(done.trainer, stage)(module, module.val_dataloader(), verbose=False)
+    assert trainable(module) == {*HEAD, *UPPER}
+
+
+class FailsToEvaluate(Callback):
+    def on_validation_start(self, *_: Any) -> None:
+        raise ArithmeticError
+
+    def on_test_start(self, *_: Any) -> None:
+        raise ArithmeticError

@@ -272,7 +272,8 @@ class Session:
             # The new scheduler is made over the groups that exist before its own phase adds any.
             before = max(held, self.plan.phases[target.lr_scheduler_since].groups_before)
             self._add_groups(target.groups[held:before])
-            replaced.append(self._replace_scheduler(target.lr_scheduler))
+            later = target.optimizer_since > target.lr_scheduler_since
+            replaced.append(self._replace_scheduler(target.lr_scheduler, optimizer_is_later=later))
             held = before
         self._add_groups(target.groups[held:])
         for state in self.plan.phases[0 if present is None else present.index + 1 : target.index + 1]:
@@ -302,9 +303,9 @@ class Session:
             self._first_optimizer = _emptied(old)
         return f"optimizer {_name(self.optimizer)} replaces {_name(old)}", repr(self.optimizer)
 
-    def _replace_scheduler(self, spec: LRSchedulerSpec) -> tuple[str, str]:
+    def _replace_scheduler(self, spec: LRSchedulerSpec, *, optimizer_is_later: bool) -> tuple[str, str]:
         old = ", ".join(_name(scheduler) for scheduler in self.lr_schedulers) or "none"
-        scheduler = build_lr_scheduler(spec, self.optimizer)
+        scheduler = build_lr_scheduler(spec, self.optimizer, optimizer_is_later=optimizer_is_later)
         self.lr_schedulers = [scheduler]
         self.scheduler_settings = SchedulerSettings.of(spec)
         return f"LR scheduler {_name(scheduler)} replaces {old}", f"{spec.model_dump()}: {scheduler.state_dict()}"

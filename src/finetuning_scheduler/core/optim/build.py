@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from ..schedule.model import LRSchedulerSpec, OptimizerSpec
 from .param_groups import like
@@ -89,11 +89,17 @@ def steps_by_lr(spec: OptimizerSpec) -> bool:
     return empty_optimizer(spec).defaults.get("lr", 0.0) is not None
 
 
-def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRScheduler:
+def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer, *, optimizer_is_later: bool = False) -> LRScheduler:
     """Make a phase's LR scheduler over the existing groups, which first get the learning rates it starts from.
 
     These are ``init_pg_lrs``, else the present ones if ``use_current_optimizer_pg_lrs``, else the groups'
     ``initial_lr``, else the present ones.
+
+    Args:
+        spec: The class and its arguments.
+        optimizer: The optimizer in force.
+        optimizer_is_later: Whether a later phase has installed it, so that the scheduler was made over another one: it
+            has then stopped to cycle a momentum that this one does not have.
     """
     for index, group in enumerate(optimizer.param_groups):
         if spec.init_pg_lrs is not None:
@@ -106,7 +112,11 @@ def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer) -> LRSchedul
         group["initial_lr"] = like(group["lr"], lr)
         group["lr"] = like(group["lr"], lr)
     arguments = {key: value for key, value in spec.lr_scheduler_init.init_args.items() if key != "optimizer"}
-    scheduler: LRScheduler = import_class(spec.lr_scheduler_init.class_path)(optimizer, **arguments)
+    kind = import_class(spec.lr_scheduler_init.class_path)
+    has_momentum = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
+    if optimizer_is_later and issubclass(kind, (OneCycleLR, CyclicLR)) and not has_momentum:
+        arguments["cycle_momentum"] = False
+    scheduler: LRScheduler = kind(optimizer, **arguments)
     return scheduler
 
 

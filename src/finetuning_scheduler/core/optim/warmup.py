@@ -9,6 +9,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..steps import stepping
+
 
 @dataclass
 class _Ramp:
@@ -41,11 +43,12 @@ class Warmup:
         self._detach()
         self._optimizer = optimizer
         if self._ramps:
+            inner = stepping(optimizer) or optimizer  # a wrapper has the groups of the one inside, but no hooks
             self._handles = [
-                optimizer.register_step_pre_hook(self._scale),
-                optimizer.register_step_post_hook(self._step_done),
+                inner.register_step_pre_hook(self._scale),
+                inner.register_step_post_hook(self._step_done),
                 # An exception in a step must not leave scaled learning rates in what is saved because of it.
-                optimizer.register_state_dict_pre_hook(lambda _: self.settle()),
+                inner.register_state_dict_pre_hook(lambda _: self.settle()),
             ]
 
     def settle(self) -> None:
