@@ -393,6 +393,16 @@ def test_without_a_schedule_the_default_one_is_executed() -> None:
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(HEAD)
 
 
+def test_a_state_that_was_returned_does_not_grow_with_the_phases() -> None:
+    model = make_model()
+    runner = PhaseRunner(model, SGD(model.parameters(), lr=0.5), {0: {"params": HEAD}, 1: {"params": UPPER}})
+    runner.epoch_end(1.0)
+    state = runner.state_dict()
+    runner.thaw_to(1)
+    assert set(state["loop"]["snapshot"]["weights"]) == set(HEAD)
+    assert set(runner.state_dict()["loop"]["snapshot"]["weights"]) == {*HEAD, *UPPER}
+
+
 def test_parameters_in_no_phase_stay_frozen_which_is_told_once() -> None:
     told: list[str] = []
     model = make_model()

@@ -207,6 +207,17 @@ def test_paused_statistics_come_back_with_the_layers_first_thawed_parameter(mode
     assert [int(block.norm.num_batches_tracked) for block in model.body] == [0, 1]
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_paused_statistics_come_back_when_the_policy_is_released(model: Net, mode: str) -> None:
+    freeze_body(model)
+    policy = FrozenModulePolicy(model, track_running_stats=False, mode=mode)
+    policy.apply()
+    policy.release()
+    assert all(block.norm.track_running_stats for block in model.body)
+    model(torch.randn(3, 4))
+    assert [int(block.norm.num_batches_tracked) for block in model.body] == [1, 1]
+
+
 def test_statistics_are_tracked_in_frozen_layers_by_default(model: Net) -> None:
     freeze_body(model)
     FrozenModulePolicy(model).apply()

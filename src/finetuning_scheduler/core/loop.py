@@ -234,7 +234,7 @@ class PhaseRunner:
         self.session.modes.apply()
 
     def release_module_modes(self) -> None:
-        """Put the modules switched to eval mode back to train mode, at the end of training."""
+        """Put modules switched to eval mode back to train mode, and let paused statistics go on: training is over."""
         self.session.modes.release()
 
     def state_dict(self) -> dict[str, Any]:

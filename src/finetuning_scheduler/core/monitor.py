@@ -113,10 +113,9 @@ class Monitor(Listener):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and count, and the best state as tensors."""
-        return {
-            "patience": {"best": self.patience.best, "waited": self.patience.waited},
-            "snapshot": None if self.snapshot is None else vars(self.snapshot),
-        }
+        # Copied, since the snapshot grows with the phases.
+        snapshot = None if self.snapshot is None else {name: dict(part) for name, part in vars(self.snapshot).items()}
+        return {"patience": {"best": self.patience.best, "waited": self.patience.waited}, "snapshot": snapshot}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what :meth:`state_dict` returned, which stays as it is."""

@@ -106,10 +106,13 @@ class FrozenModulePolicy(Listener):
         self.update()
 
     def release(self) -> None:
-        """Put every module this policy switched to eval mode back to train mode."""
+        """Put every module this policy switched to eval mode back to train mode, and let paused statistics go on."""
         for module in self._switched:
             module.training = True
+        for layer in self._paused:
+            layer.track_running_stats = True
         self._switched.clear()
+        self._paused.clear()
         self._modes_apply = False
 
     def _pause_statistics(self, frozen: set[nn.Module]) -> None:
