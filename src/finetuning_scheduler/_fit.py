@@ -119,6 +119,7 @@ class Fit(Listener):
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
         self._between_epochs = True
+        self._epoch_begun = False
         self._modes_are_stale = False
         self._owes_plateau_step = False
         self._told_of_disagreement = False
@@ -360,10 +361,14 @@ class Fit(Listener):
         if self._owes_plateau_step:
             step_plateau_schedulers(self.trainer)
         self._owes_plateau_step = False
-        self._between_epochs = True
+        self._between_epochs = self._epoch_begun = True
 
     def start_batch(self, batch_idx: int) -> bool:
         """Tell whether a phase may end here: at the first batch of a gradient accumulation, inside an epoch."""
+        if batch_idx == 0 and not self._epoch_begun:
+            # Resumed after an epoch's last batch, Lightning begins the next one without calling any hook.
+            self.start_epoch()
+            return True
         if self._modes_are_stale:
             self.apply_modes()
         if self._searched:
@@ -395,6 +400,7 @@ class Fit(Listener):
     def end_epoch(self) -> None:
         """End the session at the last phase's epoch limit."""
         self._endless_phases = []  # epochs do end
+        self._epoch_begun = False
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
         self.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
