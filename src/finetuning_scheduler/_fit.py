@@ -126,6 +126,7 @@ class Fit(Listener):
         self._endless_phases: list[int] = []  # those that end between epochs only, of which none may come
         self._unchecked_replicas = False
         self._steps_seen = 0
+        self._told_of_end = False
 
     @property
     def begun(self) -> bool:
@@ -349,7 +350,7 @@ class Fit(Listener):
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
         self._steps_seen = trainer.global_step
         early_stopping = self.wiring.early_stopping
-        over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
+        over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch) is not None
         stopped = early_stopping is not None and early_stopping.has_stopped_session and self.resumed_from is not None
         if over or stopped:
             message = "The session had ended when its checkpoint was written: nothing is left to train."
@@ -374,6 +375,7 @@ class Fit(Listener):
         if self._searched:
             self._searched = False
             self.session.follow_first_lr()
+            self._tell_of_lost_counters()
         self._tell_of_unheard_patience()
         limits = self.session.plan.phases[self.session.phase].limits
         watched = limits.max_transition_step >= 0 or self.owner.intra_epoch_transitions
@@ -394,8 +396,7 @@ class Fit(Listener):
         limits = session.plan.phases[session.phase].limits
         if session.phases_remaining or limits.max_transition_step < 0:
             return
-        if session.decide(Moment(self.trainer.current_epoch, step, between_epochs=False)).advance:
-            self._stop(Reason.STEP)
+        self._stop(session.decide(Moment(self.trainer.current_epoch, step, between_epochs=False)).reason)
 
     def end_epoch(self) -> None:
         """End the session at the last phase's epoch limit."""
@@ -404,8 +405,8 @@ class Fit(Listener):
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
         self.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
-        if self.session.phases_remaining == 0 and self._limit_reached(self.trainer.current_epoch + 1):
-            self._stop(Reason.EPOCH)
+        if self.session.phases_remaining == 0:
+            self._stop(self._limit_reached(self.trainer.current_epoch + 1))
 
     def end_training(self) -> None:
         """Judge a phase that the training has ended in before its first epoch did."""
@@ -523,12 +524,26 @@ class Fit(Listener):
             message = f"Phase {phase} has run out of patience, but goes on until the epoch ends, which it may never do."
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
 
-    def _limit_reached(self, epoch: int) -> bool:
-        return self.session.decide(Moment(epoch, self.trainer.global_step)).advance
+    def _tell_of_lost_counters(self) -> None:
+        """Say what Lightning loses of a resumed run by a search before it."""
+        if self.resumed_from is not None and self.trainer.global_step == 0:
+            message = (
+                f"After a search for a learning rate or a batch size Lightning counts epochs and steps from 0 again, "
+                f"not from those of {self.resumed_from}. Leave the search out when you resume."
+            )
+            self.report(logging.WARNING, message)
 
-    def _stop(self, reason: Reason) -> None:
+    def _limit_reached(self, epoch: int) -> Reason | None:
+        return self.session.decide(Moment(epoch, self.trainer.global_step)).reason
+
+    def _stop(self, reason: Reason | None) -> None:
+        """End the session if there is a reason; the trainer may go on, up to its ``min_epochs``."""
+        if reason is None:
+            return
         self.trainer.should_stop = True
-        self.report(logging.INFO, f"Phase {self.session.phase}, the last, ended ({reason.value}).")
+        if not self._told_of_end:
+            self._told_of_end = True
+            self.report(logging.INFO, f"Phase {self.session.phase}, the last, ended ({reason.value}).")
 
 
 def session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
