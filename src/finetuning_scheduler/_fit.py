@@ -67,12 +67,14 @@ class Fit(Listener):
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
         self._between_epochs = True
+        self._epoch_begun = False
         self._modes_are_stale = False
         self._owes_plateau_step = False
         self._told_of_disagreement = False
         self._endless_phases: list[int] = []  # those that end between epochs only, of which none may come
         self._unchecked_replicas = False
         self._steps_seen = 0
+        self._told_of_end = False
 
     @property
     def session(self) -> Session:
@@ -119,7 +121,7 @@ class Fit(Listener):
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
         self._steps_seen = trainer.global_step
         early_stopping = self.wiring.early_stopping
-        over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch)
+        over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch) is not None
         stopped = early_stopping is not None and early_stopping.has_stopped_session
         if over or (stopped and self.entry.resumed_from is not None):
             message = "The session had ended when its checkpoint was written: nothing is left to train."
@@ -131,15 +133,20 @@ class Fit(Listener):
         if self._owes_plateau_step:
             step_plateau_schedulers(self.trainer)
         self._owes_plateau_step = False
-        self._between_epochs = True
+        self._between_epochs = self._epoch_begun = True
 
     def start_batch(self, batch_idx: int) -> bool:
         """Tell whether a phase may end here: at the first batch of a gradient accumulation, inside an epoch."""
+        if batch_idx == 0 and not self._epoch_begun:
+            # Resumed after an epoch's last batch, Lightning begins the next one without calling any hook.
+            self.start_epoch()
+            return True
         if self._modes_are_stale:
             self.apply_modes()
         if self.entry.searched:
             self.entry.searched = False
             self.session.follow_first_lr()
+            self._tell_of_lost_counters()
         self._tell_of_unheard_patience()
         limits = self.session.plan.phases[self.session.phase].limits
         watched = limits.max_transition_step >= 0 or self.owner.intra_epoch_transitions
@@ -160,17 +167,17 @@ class Fit(Listener):
         limits = session.plan.phases[session.phase].limits
         if session.phases_remaining or limits.max_transition_step < 0:
             return
-        if session.decide(Moment(self.trainer.current_epoch, step, between_epochs=False)).advance:
-            self._stop(Reason.STEP)
+        self._stop(session.decide(Moment(self.trainer.current_epoch, step, between_epochs=False)).reason)
 
     def end_epoch(self) -> None:
         """End the session at the last phase's epoch limit."""
         self._endless_phases = []  # epochs do end
+        self._epoch_begun = False
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
         self.entry.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
-        if self.session.phases_remaining == 0 and self._limit_reached(self.trainer.current_epoch + 1):
-            self._stop(Reason.EPOCH)
+        if self.session.phases_remaining == 0:
+            self._stop(self._limit_reached(self.trainer.current_epoch + 1))
 
     def end_training(self) -> None:
         """Judge a phase that the training has ended in before its first epoch did."""
@@ -288,12 +295,26 @@ class Fit(Listener):
             message = f"Phase {phase} has run out of patience, but goes on until the epoch ends, which it may never do."
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
 
-    def _limit_reached(self, epoch: int) -> bool:
-        return self.session.decide(Moment(epoch, self.trainer.global_step)).advance
+    def _tell_of_lost_counters(self) -> None:
+        """Say what Lightning loses of a resumed run by a search before it."""
+        if self.entry.resumed_from is not None and self.trainer.global_step == 0:
+            message = (
+                f"After a search for a learning rate or a batch size Lightning counts epochs and steps from 0 again, "
+                f"not from those of {self.entry.resumed_from}. Leave the search out when you resume."
+            )
+            self.report(logging.WARNING, message)
 
-    def _stop(self, reason: Reason) -> None:
+    def _limit_reached(self, epoch: int) -> Reason | None:
+        return self.session.decide(Moment(epoch, self.trainer.global_step)).reason
+
+    def _stop(self, reason: Reason | None) -> None:
+        """End the session if there is a reason; the trainer may go on, up to its ``min_epochs``."""
+        if reason is None:
+            return
         self.trainer.should_stop = True
-        self.report(logging.INFO, f"Phase {self.session.phase}, the last, ended ({reason.value}).")
+        if not self._told_of_end:
+            self._told_of_end = True
+            self.report(logging.INFO, f"Phase {self.session.phase}, the last, ended ({reason.value}).")
 
 
 def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
