@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from os import PathLike
 from typing import Any, Literal
 
-from ._fit import NOT_BEGUN, Fit
+from ._entry import NOT_BEGUN
+from ._fit import Fit
 from ._lightning import (
     AttachableCallback,
     LightningModule,
@@ -36,12 +37,12 @@ class _Argument:
         if instance is None:
             return self
         given = instance._given[self._name]
-        return given if instance._fit is None else instance._fit.resolved(self._name, given)
+        return given if instance._fit is None else instance._fit.entry.resolved(self._name, given)
 
     def __set__(self, instance: FinetuningScheduler, value: Any) -> None:
         instance._given[self._name] = value
         if instance._fit is not None:
-            instance._fit.forget(self._name)
+            instance._fit.entry.forget(self._name)
 
 
 class FinetuningScheduler(AttachableCallback):
@@ -123,12 +124,12 @@ class FinetuningScheduler(AttachableCallback):
     @property
     def curr_depth(self) -> int:
         """The phase being executed."""
-        return 0 if self._fit is None or not self._fit.begun else self._fit.session.phase
+        return 0 if self._fit is None or not self._fit.entry.begun else self._fit.session.phase
 
     @property
     def depth_remaining(self) -> int:
         """How many phases are still to come; 0 in the last one."""
-        return 0 if self._fit is None or not self._fit.begun else self._fit.session.phases_remaining
+        return 0 if self._fit is None or not self._fit.entry.begun else self._fit.session.phases_remaining
 
     @property
     def strategy_adapter(self) -> StrategyAdapter:
@@ -143,7 +144,7 @@ class FinetuningScheduler(AttachableCallback):
     @property
     def pl_module(self) -> LightningModule | None:
         """The module that is fitted, or has been last."""
-        return None if self._fit is None else self._fit.module
+        return None if self._fit is None else self._fit.entry.module
 
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.
@@ -212,7 +213,6 @@ class FinetuningScheduler(AttachableCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
         fit = self._running()
-        fit.release()
         fit.start_training()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -267,20 +267,20 @@ class FinetuningScheduler(AttachableCallback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
         if self._fit is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._fit.load(None)
+            self._fit.entry.load(None)
             self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's progress for the fit that is about to start."""
         if self._fit is not None and self._fit.trainer.state.fn == TrainerFn.FITTING:
-            self._fit.load(state_dict)
+            self._fit.entry.load(state_dict)
 
     def _earlier_fit(self, trainer: Trainer, module: LightningModule | None) -> Fit | None:
         """Return the fit that this one continues, which another callback object may have carried out."""
         earlier: Fit | None = remembered(trainer)
-        if earlier is None or earlier.module is not module:
+        if earlier is None or earlier.entry.module is not module:
             return None
-        return earlier if earlier.given["ft_schedule"] == self._given["ft_schedule"] else None
+        return earlier if earlier.entry.given["ft_schedule"] == self._given["ft_schedule"] else None
 
     def _running(self) -> Fit:
         if self._fit is None:

@@ -234,6 +234,16 @@ def test_a_metric_that_is_not_finite_ends_the_session(metric: float) -> None:
     assert session.runner.phase == 0
 
 
+def test_a_mode_that_is_neither_min_nor_max_is_refused_before_anything_is_changed() -> None:
+    model = make_model()
+    trainable = [parameter.requires_grad for parameter in model.parameters()]
+    optimizer = momentum_sgd(model.parameters())
+    mode: Any = "maximum"
+    with pytest.raises(ScheduleError, match="expected `mode` to be 'min' or 'max', got 'maximum'"):
+        PhaseRunner(model, optimizer, mode=mode)
+    assert [parameter.requires_grad for parameter in model.parameters()] == trainable
+
+
 def test_without_a_metric_epoch_limits_still_count() -> None:
     session = PlainSession(RUNS["epoch limits"])
     entered = [session.runner.epoch_end() for _ in range(3)]

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cases
-import harness
 import pytest
 import torch
-from cases import FIRST, HEAD, NORM, SECOND, THIRD, WIDTH, Classifier
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+
+from tests.reference import cases, harness
+from tests.reference.cases import FIRST, HEAD, NORM, SECOND, THIRD, WIDTH, Classifier
 
 pytestmark = pytest.mark.distributed
 

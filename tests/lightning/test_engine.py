@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_a_resumed_run_does_not_tell_of_replacements(messages: Callable[[], list
     before = len(messages())
     Session(simple_recipe(), tmp_path / "resumed", scheduler_options=options).fit(ckpt_path=list(save.files)[3])
     assert [text for text in messages()[before:] if "replaces" in text] == []
+
+
+def test_the_end_of_the_session_is_told_once(messages: Callable[[], list[str]], tmp_path: Path) -> None:
+    """The trainer asks again after each batch and epoch that `min_epochs` makes it go on for."""
+    first, *others = simple_recipe().phases
+    recipe = simple_recipe(phases=(replace(first, max_epoch=-1, max_step=6), *others), max_depth=0)
+    session = Session(recipe, tmp_path, min_epochs=4).fit()
+    assert [epoch.number for epoch in session.history.epochs] == [0, 1, 2, 3]
+    ends = [message for message in messages() if "ended" in message]
+    assert ends == ["Phase 0, the last, ended (max_transition_step)."]
 
 
 def test_asking_for_the_state_changes_nothing(tmp_path: Path) -> None:

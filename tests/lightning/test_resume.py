@@ -98,6 +98,21 @@ def test_resuming_at_the_start_of_an_epoch_does_not_transition_twice(tmp_path: P
         assert {epoch.number: epoch.phase for epoch in resumed.epochs}.items() <= phases.items()
 
 
+def test_resuming_after_an_epochs_last_batch_delays_no_transition(tmp_path: Path) -> None:
+    """Plain Lightning skips the validation of that epoch, so only the phases can be compared."""
+    recipe = simple_recipe()
+    saver = SaveAt("on_train_batch_end", tmp_path)
+    uninterrupted = Session(recipe, tmp_path, extra_callbacks=(saver,)).fit().history
+    phases = {epoch.number: epoch.phase for epoch in uninterrupted.epochs}
+    assert phases == {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 5: 2}
+    last_batches = [path for path, steps in saver.steps.items() if steps % BATCHES_PER_EPOCH == 0]
+    for epoch, checkpoint in enumerate(last_batches[:-1]):
+        roll_back(tmp_path, saver.files[checkpoint])
+        resumed = Session(recipe, tmp_path).fit(ckpt_path=checkpoint).history
+        expected = {number: phase for number, phase in phases.items() if number > epoch}
+        assert {epoch.number: epoch.phase for epoch in resumed.epochs} == expected
+
+
 @pytest.mark.parametrize("optimizer", [momentum_sgd, adamw], ids=["sgd", "adamw"])
 def test_resuming_with_reduce_on_plateau(optimizer: Any, tmp_path: Path) -> None:
     """Every checkpoint is of an improving epoch: the step at its end, which Lightning drops, changes nothing."""

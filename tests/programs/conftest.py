@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest.register_assert_rewrite("toy_programs", "processes")
+pytest.register_assert_rewrite("tests.programs.toy_programs", "tests.programs.processes")
 
 LOGGER = "finetuning_scheduler"
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from toy_programs import (
+
+from .toy_programs import (
     EVERYTHING,
     PATIENT,
     Net,

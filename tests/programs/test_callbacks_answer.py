@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from toy_programs import (
+
+from .toy_programs import (
     EVERYTHING,
     PATIENT,
     Net,

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from toy_programs import (
+
+from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
+
+from .toy_programs import (
     EVERYTHING,
     PATIENT,
     Net,
@@ -20,8 +23,6 @@ from toy_programs import (
     scheduler,
     stopping_answers,
 )
-
-from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
 
 if TYPE_CHECKING:
     from pathlib import Path

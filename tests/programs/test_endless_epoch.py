@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
-from toy_programs import EVERYTHING, PATIENT, EndlessBatches, Net, Program, phase_of, program, scheduler, scripted
+
+from .toy_programs import EVERYTHING, PATIENT, EndlessBatches, Net, Program, phase_of, program, scheduler, scripted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, Callback, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
-from toy_programs import (
+
+from .toy_programs import (
     HEAD,
     PATIENT,
     Net,
@@ -309,6 +311,27 @@ def test_a_search_between_two_fits_of_one_trainer(tmp_path: Path) -> None:
     run.fit()
     assert [epoch.number for epoch in run.epochs] == [0, 1, 2, 3, 4]
     assert run.phases == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["rate-in-the-fit", "size-in-the-fit"])
+def test_that_a_search_in_a_resumed_run_begins_at_epoch_0_again_is_told(
+    name: str, messages: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    """Plain Lightning does so, and says nothing."""
+
+    def run() -> Program:
+        saving = ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True)
+        return program(tmp_path, [*SEARCHES[name].callbacks(), scheduler(), patient(), saving], Watched(), max_epochs=3)
+
+    def told() -> list[str]:
+        return [message for message in messages(logging.WARNING) if "from 0 again" in message]
+
+    run().fit()
+    assert told() == []
+    resumed = run().fit(ckpt_path=tmp_path / "last.ckpt")
+    assert [epoch.number for epoch in resumed.epochs] == [0, 1, 2]
+    (message,) = told()
+    assert str(tmp_path / "last.ckpt") in message
 
 
 def test_one_trainer_searches_and_another_fits(tmp_path: Path) -> None:

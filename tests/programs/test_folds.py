@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from toy_programs import (
+
+from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
+
+from .toy_programs import (
     HEAD,
     PATIENT,
     TWO_PHASES,
@@ -27,8 +30,6 @@ from toy_programs import (
     stopping_answers,
     weights_of,
 )
-
-from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
 
 
 class Renames(ModelCheckpoint):

@@ -8,7 +8,10 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from toy_programs import (
+
+from finetuning_scheduler import FTSCheckpoint
+
+from .toy_programs import (
     TWO_PHASES,
     Net,
     Program,
@@ -22,8 +25,6 @@ from toy_programs import (
     scheduler,
     weights_of,
 )
-
-from finetuning_scheduler import FTSCheckpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
-from toy_programs import (
+
+from finetuning_scheduler import FTSCheckpoint, FTSEarlyStopping
+
+from .toy_programs import (
     BATCHES_PER_EPOCH,
     EVERYTHING,
     PATIENT,
@@ -32,8 +35,6 @@ from toy_programs import (
     scheduler,
     stopping_answers,
 )
-
-from finetuning_scheduler import FTSCheckpoint, FTSEarlyStopping
 
 Make = Callable[[Path], Callback]
 

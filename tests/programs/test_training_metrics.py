@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from toy_programs import (
+
+from finetuning_scheduler import FTSCheckpoint, FTSEarlyStopping
+
+from .toy_programs import (
     BATCHES_PER_EPOCH,
     EVERYTHING,
     PATIENT,
@@ -25,8 +28,6 @@ from toy_programs import (
     scripted,
     stopping_answers,
 )
-
-from finetuning_scheduler import FTSCheckpoint, FTSEarlyStopping
 
 # Batch by batch. The mean and the last batch of an epoch never tell the same story.
 ONLY_THE_MEAN_IMPROVES = ((9.0, 9.0, 9.0, 1.0), (8.0, 8.0, 8.0, 2.0), (7.0, 7.0, 7.0, 3.0), (6.0, 6.0, 6.0, 4.0))

@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import outcome_of
+
+from .processes import outcome_of
 
 if TYPE_CHECKING:
     from pathlib import Path

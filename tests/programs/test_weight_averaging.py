@@ -24,7 +24,10 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
-from toy_programs import (
+
+from finetuning_scheduler import FTSCheckpoint
+
+from .toy_programs import (
     BATCHES_PER_EPOCH,
     PATIENT,
     TWO_PHASES,
@@ -38,8 +41,6 @@ from toy_programs import (
     scheduler,
     weights_of,
 )
-
-from finetuning_scheduler import FTSCheckpoint
 
 
 class Normalised(Net):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from processes import outcome_of, run_script
+
+from .processes import outcome_of, run_script
 
 if TYPE_CHECKING:
     from pathlib import Path

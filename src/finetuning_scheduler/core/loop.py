@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .gradients import GradientWatch
-from .monitor import Monitor, Patience
+from .monitor import Monitor, Patience, mode_problems
 from .optim.build import SchedulerSettings
 from .plan import Plan
 from .prepare import prepare
@@ -95,7 +95,9 @@ class PhaseRunner:
             frozen_modules_mode=frozen_modules_mode,
         )
         lr_schedulers = list(lr_schedulers)
-        prepared = prepare(schedule, view, optimizer, settings, lr_schedulers=lr_schedulers)
+        prepared = prepare(
+            schedule, view, optimizer, settings, lr_schedulers=lr_schedulers, problems=list(mode_problems(mode))
+        )
         self.monitor = Monitor(
             Patience(sys.maxsize if patience is None else patience, mode, min_delta), keeps_best=restore_best
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+from ..errors import Problem
 from .checksums import Checksums
 from .session import Session
 from .snapshot import Snapshot
@@ -42,6 +43,13 @@ class Patience:
     def exhausted(self) -> bool:
         """Whether as many checks as allowed, at least one, passed without an improvement."""
         return self.waited >= max(self.limit, 1)
+
+
+def mode_problems(mode: object) -> Iterator[Problem]:
+    """Find a direction of improvement that there is not."""
+    if mode not in ("min", "max"):
+        fix = "Use 'min' for losses, 'max' for accuracies."
+        yield Problem(f"expected `mode` to be 'min' or 'max', got {mode!r}", fix=fix)
 
 
 class Monitor(Listener):

@@ -1,0 +1,312 @@
+"""The way into a session: the schedule is read, everything is checked, and the first phase entered."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from os import PathLike
+from typing import Any, Protocol
+
+from torch.optim.lr_scheduler import LRScheduler
+
+from ._checks import (
+    Configuration,
+    configuration_problems,
+    limit_problems,
+    limit_warnings,
+    settings_of,
+    untested_warnings,
+    usable_optimizer,
+)
+from ._lightning import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    around_setup,
+    is_search_checkpoint,
+    loading_with,
+    remember,
+    scheduler_step_of,
+)
+from ._source import read_source, save
+from ._trainer import TrainerRanks, adapted, as_misconfiguration
+from .callbacks.wiring import Wiring
+from .core.gradients import GradientWatch
+from .core.optim.schedulers import Step, growth_failure, is_supported
+from .core.prepare import Prepared, prepare
+from .core.ranks import OneProcess
+from .core.schedule.generate import generate
+from .core.schedule.resolve import Resolution
+from .core.session import Session
+from .core.thaw import set_trainable
+from .core.transitions import Listener, Moment
+from .core.view import ModelView
+from .errors import CheckpointError, Problem
+from .strategy_adapters import saved_progress
+
+log = logging.getLogger("finetuning_scheduler")
+NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
+
+
+class Owner(Configuration, Protocol):
+    """The callback whose fit this is."""
+
+    @property
+    def state_key(self) -> str:
+        """Key of its state in a checkpoint."""
+        ...
+
+
+class Entry:
+    """Leads one fit into its session, while Lightning and the strategy set up the module.
+
+    Args:
+        owner: The callback.
+        given: What the user has asked for as ``ft_schedule``, ``max_depth`` and ``log_dir``.
+        trainer: The trainer.
+        module: The module.
+        wiring: The callbacks that drive the phases.
+        continued: The state in which an earlier fit of the same trainer and module has ended.
+        listener: Told of every change of what is trained.
+
+    Attributes:
+        adapter: Adapts the schedule's execution to the strategy.
+        ranks: The processes that train together.
+        loaded: The progress that the session goes on from, if there is any.
+        resumed_from: The checkpoint that the run is resumed from, if it is.
+        carried_on: Whether it is settled where the session goes on from.
+        searched: Whether a search has tried rates or sizes since this was last asked.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        given: dict[str, Any],
+        trainer: Trainer,
+        module: LightningModule,
+        wiring: Wiring,
+        continued: Mapping[str, Any] | None,
+        listener: Listener,
+    ) -> None:
+        self.owner = owner
+        self.given = given
+        self.trainer = trainer
+        self.module = module
+        self.loaded = continued
+        self.resumed_from: object = None
+        self.carried_on = self.searched = False
+        self._wiring = wiring
+        self._listener = listener
+        self._session: Session | None = None
+        self._gradients: GradientWatch | None = None
+        self._resolved: dict[str, Any] = {}
+        self._found = Resolution()
+        self._view = ModelView.of(module)
+        self._came_with: dict[str, bool] = {}
+        self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
+        self.adapter = adapted(owner, trainer, module, self._hooked)
+        self.ranks = TrainerRanks(trainer, self.adapter)
+        self._hooked.enter_context(
+            around_setup(trainer, module, before_optimizers=self.before_optimizers, after=self.begin)
+        )
+
+    @property
+    def begun(self) -> bool:
+        """Whether the session is there: schedule and model have been checked, and the first phase entered."""
+        return self._session is not None
+
+    @property
+    def session(self) -> Session:
+        """The session.
+
+        Raises:
+            MisconfigurationException: It has not begun.
+        """
+        if self._session is None:
+            raise MisconfigurationException(NOT_BEGUN)
+        return self._session
+
+    @property
+    def gradients(self) -> GradientWatch:
+        """Tells, in a warning and as values, which parameters were thawed and are not trained.
+
+        Raises:
+            MisconfigurationException: The session has not begun.
+        """
+        if self._gradients is None:
+            raise MisconfigurationException(NOT_BEGUN)
+        return self._gradients
+
+    def report(self, level: int, message: str) -> None:
+        """Log a message on rank zero."""
+        if self.trainer.is_global_zero:
+            log.log(level, message)
+
+    def resolved(self, name: str, given: Any) -> Any:
+        """Tell what the fit has made of an argument."""
+        return self._resolved.get(name, given)
+
+    def forget(self, name: str) -> None:
+        """Let the user's new value of an argument answer; it counts in the next fit."""
+        self._resolved.pop(name, None)
+
+    def _resolve_log_dir(self) -> str:
+        """Settle where artifacts go; to be called by every rank, since the trainer lets rank zero decide."""
+        given = self.given["log_dir"] or self.trainer.log_dir or self.trainer.default_root_dir
+        self._resolved["log_dir"] = given
+        return str(given)
+
+    def release(self) -> None:
+        """Let go of what is hooked into."""
+        self._hooked.close()
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Keep a checkpoint's progress for the session that is about to begin.
+
+        A search for a learning rate or a batch size goes back to where it began: it is no resume.
+        """
+        if is_search_checkpoint(self.trainer.ckpt_path):
+            self.searched = True
+        else:
+            self.loaded = state
+
+    def before_optimizers(self) -> None:
+        """Read the schedule, and let the user's ``configure_optimizers`` meet the model in the state of phase 0."""
+        if self.owner.gen_ft_sched_only:
+            self._generate_and_exit()
+        view, directory = self.adapter.view(self.module), self._resolve_log_dir()
+        source, owner = self.given["ft_schedule"], self.owner
+        with as_misconfiguration():
+            self._found = self.ranks.from_zero(lambda: read_source(source, owner, view, directory))
+        self._view = view
+        self._came_with = {name: parameter.requires_grad for name, parameter in view.trained.items()}
+        self.resumed_from = self.trainer.ckpt_path
+        # What is wrong with the schedule is told with everything else, when the optimizers are there.
+        for first in self._found.phases[:1]:
+            set_trainable(view.trained.values(), trainable=False)
+            set_trainable((view.tensors[name] for name in first.params), trainable=True)
+
+    def begin(self) -> None:
+        """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""
+        self.release()
+        try:
+            with as_misconfiguration():
+                prepared = self._prepared()
+                self._enter_first_phase()
+        except BaseException:
+            self.give_back()
+            raise
+        remember(self.trainer, self._listener)  # one that is refused is nothing to go on from
+        source = self.given["ft_schedule"]
+        file = source if isinstance(source, (str, PathLike)) else None
+        path = save(self.ranks, lambda: self.session.schedule, self._view.plain, self._resolve_log_dir(), file)
+        self.report(logging.INFO, f"The schedule in force is saved as {path}.")
+        for message in [*limit_warnings(self.trainer, prepared.plan), *untested_warnings(self.owner, self.trainer)]:
+            self.report(logging.WARNING, message)
+
+    def _prepared(self) -> Prepared:
+        """Find everything that is wrong; make the session."""
+        trainer, owner, view = self.trainer, self.owner, self._view
+        settings = settings_of(owner, self.given["max_depth"], self.module)
+        lr_schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        implicit_mode = self.given["ft_schedule"] is None
+        step = scheduler_step_of(self.module)
+        prepared = prepare(
+            self._found,
+            view,
+            usable_optimizer(trainer),
+            settings,
+            lr_schedulers=[each for each in lr_schedulers if self._is_tried(each, step)],
+            step=step,
+            problems=configuration_problems(owner, trainer, self._wiring, implicit=implicit_mode),
+            limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
+        )
+        self._session = Session(
+            view,
+            trainer.optimizers[0],
+            prepared,
+            settings,
+            lr_schedulers=lr_schedulers,
+            listeners=[self._listener],
+            report=self.report,
+        )
+        ranks = self.ranks if trainer.world_size > 1 else OneProcess()
+        self._gradients = GradientWatch(self._session, ranks=ranks, report=self.report)
+        self._session.listeners.append(self._gradients)
+        for line in self._wiring.lines:
+            self.report(logging.INFO, line)
+        self._session.announce(prepared)
+        self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
+        return prepared
+
+    def _is_tried(self, scheduler: LRScheduler, step: Step | None) -> bool:
+        """Whether a scheduler is tried out: not one that is refused anyway.
+
+        With ``allow_untested``, one passes, too, whose steps the module makes with what only training brings about.
+        """
+        if not self.owner.allow_untested:
+            return is_supported(scheduler)
+        return step is None or growth_failure(scheduler, step, new_groups=0) is None
+
+    def give_back(self) -> None:
+        """Give the parameters that no phase has thawed the ``requires_grad`` with which they came, once."""
+        thawed = set() if self._session is None else set(self._session.trained_names)
+        for name, trainable in self._came_with.items():
+            if name not in thawed:
+                set_trainable([self._view.trained[name]], trainable)
+        self._came_with = {}
+
+    def _generate_and_exit(self) -> None:
+        """Write the default schedule, then leave the program."""
+        view, directory = self.adapter.view(self.module), self._resolve_log_dir()
+        with as_misconfiguration():
+            path = save(self.ranks, lambda: generate(view.plain, frozen=view.frozen), view.plain, directory)
+        self.report(logging.INFO, f"The default schedule was written to {path}.")
+        self.trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
+        raise SystemExit(0)
+
+    def _enter_first_phase(self) -> None:
+        moment = Moment(self.trainer.current_epoch, self.trainer.global_step)
+        if self.trainer.strategy.restore_checkpoint_after_setup:
+            # The checkpoint is not known yet: the strategy loads it later.
+            self.session.begin(moment)
+            self._hooked.enter_context(loading_with(self.trainer.strategy, self._resume_late))
+        elif self.loaded is None:
+            self._refuse_foreign_checkpoint(self.resumed_from)
+            self.session.begin(moment)
+            self.carried_on = True
+        else:
+            self.session.resume(session_state(self.loaded))
+            self.carried_on = True
+
+    def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
+        """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
+        with as_misconfiguration():
+            path = self.adapter.from_rank_zero(path)
+            self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
+            self.resumed_from = path
+            self._refuse_foreign_checkpoint(path)
+            self.session.resume(session_state(self.loaded or {}))
+            self.carried_on = True
+            return self.adapter.resume(path, self.session, weights_only=weights_only)
+
+    def _refuse_foreign_checkpoint(self, path: object) -> None:
+        if self.loaded is None and path is not None:
+            message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
+            fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
+            raise CheckpointError(Problem(message, fix=fix))
+
+    def settle(self) -> None:
+        """Resume at last, if nothing has been loaded by the time that training starts."""
+        if self.carried_on:
+            return
+        with as_misconfiguration():
+            if self.loaded is not None:
+                self.session.resume(session_state(self.loaded))
+            self._refuse_foreign_checkpoint(self.resumed_from)
+
+
+def session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the session's own state out of the callback's."""
+    return {key: value for key, value in loaded.items() if key not in ("metrics", "phase_exhausted")}
