@@ -50,7 +50,7 @@ from .core.session import Session
 from .core.thaw import set_trainable
 from .core.transitions import Decision, Listener, Moment, Reason, Transition
 from .core.view import ModelView
-from .errors import CheckpointError, Problem
+from .errors import CheckpointError, Problem, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
@@ -220,6 +220,10 @@ class Fit(Listener):
         for first in self._found.phases[:1]:
             set_trainable(view.trained.values(), trainable=False)
             set_trainable((view.tensors[name] for name in first.params), trainable=True)
+        if self._found.errors and not any(parameter.requires_grad for parameter in view.trained.values()):
+            # An optimizer of what can be trained could not be made, and would hide the reason.
+            with as_misconfiguration():
+                raise joined(self._found.errors)
 
     def begin(self) -> None:
         """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""
