@@ -42,7 +42,7 @@ from .core.session import Session
 from .core.thaw import set_trainable
 from .core.transitions import Listener, Moment
 from .core.view import ModelView
-from .errors import CheckpointError, Problem
+from .errors import CheckpointError, Problem, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
@@ -186,6 +186,10 @@ class Entry:
         for first in self._found.phases[:1]:
             set_trainable(view.trained.values(), trainable=False)
             set_trainable((view.tensors[name] for name in first.params), trainable=True)
+        if self._found.errors and not any(parameter.requires_grad for parameter in view.trained.values()):
+            # An optimizer of what can be trained could not be made, and would hide the reason.
+            with as_misconfiguration():
+                raise joined(self._found.errors)
 
     def begin(self) -> None:
         """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""
@@ -277,7 +281,7 @@ class Entry:
             self.session.begin(moment)
             self.carried_on = True
         else:
-            self.session.resume(session_state(self.loaded))
+            self.session.resume(_session_state(self.loaded))
             self.carried_on = True
 
     def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
@@ -287,7 +291,7 @@ class Entry:
             self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
             self.resumed_from = path
             self._refuse_foreign_checkpoint(path)
-            self.session.resume(session_state(self.loaded or {}))
+            self.session.resume(_session_state(self.loaded or {}))
             self.carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
 
@@ -303,10 +307,10 @@ class Entry:
             return
         with as_misconfiguration():
             if self.loaded is not None:
-                self.session.resume(session_state(self.loaded))
+                self.session.resume(_session_state(self.loaded))
             self._refuse_foreign_checkpoint(self.resumed_from)
 
 
-def session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
+def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Take the session's own state out of the callback's."""
     return {key: value for key, value in loaded.items() if key not in ("metrics", "phase_exhausted")}

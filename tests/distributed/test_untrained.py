@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from tests.reference import cases, harness
-from tests.reference.cases import FIRST, HEAD, NORM, SECOND, THIRD, WIDTH, Classifier
+from tests.reference.cases import FIRST, HEAD, NORM, SECOND, THIRD, Classifier
 
 pytestmark = pytest.mark.distributed
 
@@ -34,7 +34,7 @@ class WithSpare(Classifier):
         super().__init__(optimizer)
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            self.network.spare = nn.Linear(WIDTH, WIDTH)
+            self.network.spare = nn.Linear(16, 16)
 
 
 class ShardedWithSpare(WithSpare):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -129,6 +130,23 @@ def test_problems_of_every_kind_come_in_one_message(tmp_path: Path) -> None:
     assert [part for part in parts if part not in str(error.value)] == []
     assert str(error.value).startswith(f"{len(parts)} problems found:")
     assert all(parameter.requires_grad for parameter in session.module.parameters())
+
+
+UNUSABLE: dict[str, tuple[dict[int, Any] | None, str]] = {
+    "no schedule": (None, "got one of which all are frozen"),
+    "phase 0 selects nothing": ({0: {"params": ["nowhere"]}}, "selector 'nowhere'"),
+    "phase 0 has no parameters": ({0: {"params": []}, 1: {"params": ["*"]}}, "phase 0: `params`"),
+}
+
+
+@pytest.mark.parametrize(("schedule", "expected"), UNUSABLE.values(), ids=UNUSABLE)
+def test_the_reason_is_told_where_a_model_that_came_frozen_leaves_the_optimizer_without_parameters(
+    schedule: dict[int, Any] | None, expected: str, tmp_path: Path
+) -> None:
+    session = Session(simple_recipe(), tmp_path, scheduler_options={"ft_schedule": schedule})
+    session.module.requires_grad_(False)
+    with pytest.raises(MisconfigurationException, match=re.escape(expected)):
+        session.fit()
 
 
 def test_a_resumed_run_does_not_tell_of_replacements(messages: Callable[[], list[str]], tmp_path: Path) -> None:
