@@ -157,19 +157,17 @@ def test_a_copy_that_cannot_be_written_is_told_on_every_rank(tmp_path: Path) -> 
     assert "no copy with the phases renumbered from 0 could be written" in first
 
 
-class Surprising(dict[int, dict[str, Any]]):
-    """A schedule that fails in a way nobody thinks of, on rank zero alone."""
-
-    def __len__(self) -> int:
-        if harness.rank() == 0:
-            raise ZeroDivisionError("nobody thinks of it")
-        return super().__len__()
+def fail_surprisingly(*_: Any, **__: Any) -> None:
+    raise ZeroDivisionError("nobody thinks of it")
 
 
 def fit_with_a_surprise(root: Path) -> str:
-    from finetuning_scheduler import FinetuningScheduler
+    """What rank zero alone does, here writing the schedule, fails in a way nobody thinks of."""
+    from finetuning_scheduler import FinetuningScheduler, _source
 
-    scheduler = FinetuningScheduler(Surprising(PHASES), restore_best=False)
+    if harness.rank() == 0:
+        _source.save_schedule = fail_surprisingly
+    scheduler = FinetuningScheduler(PHASES, restore_best=False)
     with pytest.raises((ZeroDivisionError, RuntimeError)) as error:
         cases.make_trainer(root, 2, cases.ddp(), callbacks=[scheduler]).fit(Classifier())
     return f"{type(error.value).__name__}: {error.value}"
