@@ -11,9 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import OptimizerError, Problem, ScheduleError, ScheduleFileError, joined
-from .optim.checks import check_against_model, check_phases, rate_problems
+from .optim.checks import check_against_model, check_phases
 from .optim.initial import InitialGroups, initial_groups
 from .optim.param_groups import mesh_of
+from .optim.rates import rate_problems
 from .optim.schedulers import Step, growth_failure
 from .plan import GroupRules, Plan, block_numbers
 from .schedule.collapse import collapsed
@@ -142,10 +143,10 @@ class _Gate:
         phases: list[Phase] = [state.limits for state in plan.phases]
         counts = [len(plan.phases[0].groups), *(state.groups_before for state in plan.phases[1:])]
         sparse = sparse_parameters(self._view.plain)
-        rates = [(state.limits, [group.lr for group in state.groups]) for state in plan.phases]
+        added = ((state.limits, state.new_groups) for state in plan.phases)
         return [
             *check_against_model(phases, counts, self._optimizer, self._view.trained, sparse),
-            *rate_problems(rates, self._optimizer),
+            *rate_problems(added, self._optimizer),
         ]
 
     def growth_problems(self, step: Step | None) -> Iterator[Problem]:

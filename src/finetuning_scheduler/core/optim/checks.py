@@ -7,25 +7,23 @@ parts: what a schedule says by itself, and what depends on the model and its opt
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import LBFGS, SGD, Adadelta, Adam, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ...errors import Problem
 from ..schedule.model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
 from ..schedule.wording import closest, did_you_mean, listed
-from .build import SchedulerSettings, emptied, import_class
-from .param_groups import like
+from .build import SchedulerSettings, import_class
 from .schedulers import SUPPORTED_LR_SCHEDULERS, growth_failure
+from .stand_ins import OptimizerFactory, adam, factory_like, factory_of
 
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
 
-OptimizerFactory = Callable[[int], Optimizer]
 Complaint = tuple[str, str]  # what is wrong, what to do about it
 
 
@@ -61,12 +59,12 @@ def check_phases(
         lines: The file's lines of ``new_optimizer`` and ``new_lr_scheduler`` by phase and key.
     """
     checked = Checked()
-    optimizer_factory: OptimizerFactory = _adam
+    optimizer_factory: OptimizerFactory = adam
     for number, phase in sorted(phases.items()):
         complaints: dict[str, list[Complaint]] = {}
         if (new_optimizer := phase.new_optimizer) is not None:
             complaints["new_optimizer"] = list(_optimizer_complaints(new_optimizer))
-            optimizer_factory = _adam if complaints["new_optimizer"] else _factory_of(new_optimizer)
+            optimizer_factory = adam if complaints["new_optimizer"] else factory_of(new_optimizer)
         if phase.new_lr_scheduler is not None:
             complaints["new_lr_scheduler"] = list(_scheduler_complaints(phase.new_lr_scheduler, optimizer_factory))
             checked.warnings += _scheduler_notes(phase.new_lr_scheduler, number)
@@ -107,7 +105,7 @@ def _optimizer_complaints(spec: OptimizerSpec) -> Iterator[Complaint]:
         yield refusal, "Choose another optimizer."
         return
     try:
-        _factory_of(spec)(1)
+        factory_of(spec)(1)
     except Exception as error:  # noqa: BLE001  # whatever a foreign constructor raises is what is wrong
         yield f"{init.class_path} does not take `init_args` {init.init_args}: {error}", "Correct its `init_args`."
 
@@ -196,13 +194,13 @@ def check_against_model(
     """
     problems: list[Problem] = []
     kind: type[Optimizer] = type(optimizer)
-    factory = _factory_like(optimizer)
+    factory = factory_like(optimizer)
     held: list[str] = []
     for number, (phase, groups) in enumerate(zip(phases, group_counts, strict=True)):
         held += phase.params
         if phase.new_optimizer is not None:
             kind = import_class(phase.new_optimizer.optimizer_init.class_path)
-            factory = _factory_of(phase.new_optimizer)
+            factory = factory_of(phase.new_optimizer)
         if issubclass(kind, (Muon, SparseAdam)):
             concerned = held if phase.new_optimizer is not None else list(phase.params)
             problems += _located(_parameter_complaints(kind, concerned, parameters, sparse), number)
@@ -213,73 +211,6 @@ def check_against_model(
             complaints = complaints or list(_construction_complaint(phase.new_lr_scheduler, factory(groups)))
             problems += _located(complaints, number)
     return problems
-
-
-def rate_problems(plan_phases: Sequence[tuple[Phase, Sequence[float | None]]], optimizer: Optimizer) -> list[Problem]:
-    """Find learning rates that the optimizer in force does not take.
-
-    One that sets its steps itself has none; one that demands the same of all groups refuses others, which a stand-in
-    tells.
-
-    Args:
-        plan_phases: Each phase with the learning rates of all groups there are in it.
-        optimizer: The optimizer of phase 0.
-    """
-    problems: list[Problem] = []
-    stand_in = _like(optimizer)
-    for number, (phase, rates) in enumerate(plan_phases):
-        if phase.new_optimizer is not None:
-            stand_in = _factory_of(phase.new_optimizer)
-        name = type(stand_in(1)).__name__
-        keys = [key for key in ("lr", "lr_decay") if getattr(phase, key) is not None]
-        keys += ["lr_warmup_steps"] if phase.lr_warmup_steps else []
-        if number > 0 and keys and None in rates[-1:]:
-            message = f"{name} sets its steps itself (lr=None), so that `{'`, `'.join(keys)}` cannot be used"
-            problems += _located([(message, "Leave it out, or give the optimizer a learning rate.")], number)
-        numbers = [rate for rate in rates if rate is not None and None not in rates[-1:]]
-        warming = [0.0] if phase.lr_warmup_steps and len(numbers) > 1 else []
-        if number > 0 and len({*numbers, *warming}) > 1 and (refusal := _refusal(stand_in, [*numbers, *warming])):
-            message = f"{name} does not take groups with different learning rates ({refusal})"
-            fix = "Give all phases the learning rate of phase 0: base_max_lr=None and no `lr`."
-            return [*problems, *_located([(message, fix)], number)]
-    return problems
-
-
-def _like(optimizer: Optimizer) -> OptimizerFactory:
-    """Make stand-ins of a user's optimizer, whose constructor is not known, by copying it."""
-
-    def make(count: int) -> Optimizer:
-        other = emptied(optimizer)
-        if other is optimizer:
-            return _factory_like(optimizer)(count)
-        options = {
-            key: value for key, value in optimizer.param_groups[0].items() if key not in ("params", "param_names")
-        }
-        other.param_groups = [{**options, **group} for group in _stand_in_groups(count)]
-        return other
-
-    return make
-
-
-def _refusal(make: OptimizerFactory, rates: Sequence[float]) -> str | None:
-    """Say why an optimizer does not step groups at these rates, though it steps them at the first of them."""
-
-    def failure(rates: Sequence[float]) -> str | None:
-        optimizer = make(len(rates))
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = like(group["lr"], rate)
-            for parameter in group["params"]:
-                parameter.grad = torch.ones_like(parameter)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                optimizer.step()
-        except Exception as error:  # noqa: BLE001  # whatever a foreign class raises is the reason
-            return f"{type(error).__name__}: {error}"
-        return None
-
-    distinct = list(dict.fromkeys(rates))
-    return failure(distinct) if failure(distinct[:1] * len(distinct)) is None else None
 
 
 def _parameter_complaints(
@@ -313,29 +244,3 @@ def _count_complaints(spec: LRSchedulerSpec, groups: int) -> Iterator[Complaint]
             f"expected `min_lr` to be a number or {groups} values, one per existing group, got {len(minima)}",
             (f"Give a number or {groups} values."),
         )
-
-
-def _stand_in_groups(count: int) -> list[dict[str, Any]]:
-    return [{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(count)]
-
-
-def _adam(count: int) -> Optimizer:
-    return Adam(_stand_in_groups(count), lr=0.1)
-
-
-def _factory_of(spec: OptimizerSpec) -> OptimizerFactory:
-    def make(count: int) -> Optimizer:
-        optimizer: Optimizer = import_class(spec.optimizer_init.class_path)(
-            _stand_in_groups(count), **spec.optimizer_init.init_args
-        )
-        return optimizer
-
-    return make
-
-
-def _factory_like(optimizer: Optimizer) -> OptimizerFactory:
-    """Stand in for a user's optimizer, of which a scheduler only asks whether it has momentum or betas."""
-    if "betas" in optimizer.defaults:
-        return _adam
-    kind = SGD if "momentum" in optimizer.defaults else Adadelta
-    return lambda count: kind(_stand_in_groups(count), lr=0.1)

@@ -1,0 +1,61 @@
+"""Optimizers over small matrices, to try things on before anything real is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adadelta, Adam, Optimizer
+
+from ..schedule.model import OptimizerSpec
+from .build import emptied, import_class
+
+OptimizerFactory = Callable[[int], Optimizer]  # takes the number of groups
+
+
+def stand_in_groups(count: int) -> list[dict[str, Any]]:
+    """Make groups of one small matrix each."""
+    return [{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(count)]
+
+
+def adam(count: int) -> Optimizer:
+    """Make an optimizer of so many groups."""
+    return Adam(stand_in_groups(count), lr=0.1)
+
+
+def factory_of(spec: OptimizerSpec) -> OptimizerFactory:
+    """Make stand-ins of an optimizer that a phase installs."""
+
+    def make(count: int) -> Optimizer:
+        optimizer: Optimizer = import_class(spec.optimizer_init.class_path)(
+            stand_in_groups(count), **spec.optimizer_init.init_args
+        )
+        return optimizer
+
+    return make
+
+
+def factory_like(optimizer: Optimizer) -> OptimizerFactory:
+    """Stand in for a user's optimizer, of which a scheduler only asks whether it has momentum or betas."""
+    if "betas" in optimizer.defaults:
+        return adam
+    kind = SGD if "momentum" in optimizer.defaults else Adadelta
+    return lambda count: kind(stand_in_groups(count), lr=0.1)
+
+
+def copies_of(optimizer: Optimizer) -> OptimizerFactory:
+    """Make stand-ins of a user's optimizer, whose constructor is not known, by copying it."""
+
+    def make(count: int) -> Optimizer:
+        other = emptied(optimizer)
+        if other is optimizer:
+            return factory_like(optimizer)(count)
+        options = {
+            key: value for key, value in optimizer.param_groups[0].items() if key not in ("params", "param_names")
+        }
+        other.param_groups = [{**options, **group} for group in stand_in_groups(count)]
+        return other
+
+    return make
