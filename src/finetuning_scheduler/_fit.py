@@ -322,5 +322,7 @@ def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
     return {"value": metric.item(), "dtype": str(metric.dtype).removeprefix("torch.")}
 
 
-def _metric(plain: Mapping[str, Any]) -> torch.Tensor:
-    return torch.tensor(plain["value"], dtype=getattr(torch, plain["dtype"]))
+def _metric(saved: Mapping[str, Any] | torch.Tensor) -> torch.Tensor:
+    if isinstance(saved, torch.Tensor):  # written before metrics were saved as plain values
+        return saved
+    return torch.tensor(saved["value"], dtype=getattr(torch, saved["dtype"]))

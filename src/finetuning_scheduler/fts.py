@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from ._lightning import (
 )
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.wiring import Wiring, wire
+from .core.gradients import Judgement
 from .core.schedule.schedule import Schedule
 from .core.transitions import Reason
 from .strategy_adapters import StrategyAdapter
@@ -146,6 +148,11 @@ class FinetuningScheduler(AttachableCallback):
         """The module that is fitted, or has been last."""
         return None if self._fit is None else self._fit.entry.module
 
+    @property
+    def judgements(self) -> Sequence[Judgement]:
+        """Of each phase so far, which parameters a gradient has reached; see :class:`.core.gradients.Judgement`."""
+        return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
+
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.
 
@@ -169,8 +176,10 @@ class FinetuningScheduler(AttachableCallback):
         Raises:
             MisconfigurationException: ``depth`` lies behind the present phase or beyond ``max_depth``.
         """
-        with as_misconfiguration():
-            self._fitting().enter(depth, Reason.REQUEST)
+        fit = self._fitting()
+        if depth != fit.session.phase:
+            with as_misconfiguration():
+                fit.enter(depth, Reason.REQUEST)
 
     def restore_best_ckpt(self) -> None:
         """Load the weights, optimizer state and precision state of the best checkpoint so far.

@@ -441,3 +441,23 @@ def test_a_resumed_run_does_not_tell_of_what_happened_before() -> None:
     assert told == []
     assert type(resumed.optimizer).__name__ == "SGD"
     assert [type(scheduler).__name__ for scheduler in resumed.lr_schedulers] == ["StepLR"]
+
+
+class AnotherEnds:
+    """Two ranks, of which the other one has got a metric that is not finite."""
+
+    def any(self, flag: bool) -> bool:
+        return True
+
+    def every(self, flag: bool) -> bool:
+        return flag
+
+    def from_zero(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+
+def test_ranks_end_together() -> None:
+    model = make_model()
+    runner = PhaseRunner(model, SGD(model.parameters(), lr=0.1), schedule(), ranks=AnotherEnds())
+    assert runner.epoch_end(1.0) is None
+    assert runner.finished

@@ -240,3 +240,24 @@ def test_arguments_stay_what_the_user_gave(tmp_path: Path) -> None:
     other.fit()
     assert session.scheduler.max_depth == 2
     assert session.scheduler.curr_depth == 2
+
+
+def test_what_gradients_have_reached_can_be_read(tmp_path: Path) -> None:
+    session = Session(simple_recipe(), tmp_path)
+    assert list(session.scheduler.judgements) == []
+    session.fit()
+    assert [(judgement.phase, set(judgement.trained)) for judgement in session.scheduler.judgements] == [
+        (0, set(HEAD)),
+        (1, set(THIRD)),
+        (2, set(SECOND)),
+    ]
+
+
+def test_thawing_to_the_present_depth_changes_nothing(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
+    session = counting_session(tmp_path, patience=2, epochs=3)
+    thaw = ThawAt(epoch=2, depth=0)
+    thaw.scheduler = session.scheduler
+    session.trainer.callbacks.insert(1, thaw)
+    session.fit()
+    assert [epoch.phase for epoch in session.history.epochs] == [0, 0, 0]
+    assert [text for text in messages() if "0 -> 0" in text] == []

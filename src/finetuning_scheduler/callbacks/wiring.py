@@ -81,13 +81,15 @@ class Wiring:
         if progress is None:
             return
         if self.early_stopping is not None:
-            self.early_stopping.phase_exhausted = progress.get("phase_exhausted", False)
+            earlier = _state_of(self.early_stopping, states) or {}
+            exhausted = progress.get("phase_exhausted", earlier.get("phase_exhausted", False))
+            self.early_stopping.phase_exhausted = bool(exhausted)
         if (driver := self.checkpoint) is not None and (state := _state_of(driver, states)) is not None:
             metric = progress.get("metrics", {}).get(driver.monitor)
             states[driver.state_key] = {
-                "current_ckpt_depth": progress["phase"],
-                "best_ckpt_depth": progress["best_phase"],
-                "score": None if metric is None else torch.tensor(metric["value"]),
+                "current_ckpt_depth": progress.get("phase", 0),
+                "best_ckpt_depth": progress.get("best_phase", 0),
+                "score": torch.tensor(metric["value"]) if isinstance(metric, dict) else metric,
                 **state,
             }
         if (stopping := self.early_stopping) is not None and (state := _state_of(stopping, states)) is not None:

@@ -49,7 +49,7 @@ class PhaseRunner:
         min_delta: Smallest change of the metric that counts as an improvement.
         on_thawed: Called after each change of ``requires_grad``.
         listeners: Told of every change of what is trained.
-        ranks: The processes that train together, if there are several: they run out of patience together.
+        ranks: The processes that train together, if there are several: they run out of patience, and end, together.
         report: Where messages go: ``report(logging level, text)``; the package's logger if not given.
 
     Attributes:
@@ -207,8 +207,8 @@ class PhaseRunner:
         if entered_after_last_step:
             # The phase has not trained yet: it begins with the coming epoch, as it does under Lightning.
             progress.entry_epoch = self._epoch
+        self.finished |= self._ranks.any(metric is not None and not math.isfinite(metric))
         if metric is not None:
-            self.finished = self.finished or not math.isfinite(metric)
             self.monitor.observe(float(metric), self.session)
         if entered_after_last_step:
             self.monitor.patience.waited = 0
@@ -223,7 +223,8 @@ class PhaseRunner:
         Raises:
             ScheduleError: ``phase`` is before the present phase or beyond the last one.
         """
-        self.session.enter(phase, Moment(self._epoch, self._step), Reason.REQUEST)
+        if phase != self.phase:
+            self.session.enter(phase, Moment(self._epoch, self._step), Reason.REQUEST)
 
     def settle(self) -> None:
         """Make learning rates what they are between steps, after an exception inside one."""
