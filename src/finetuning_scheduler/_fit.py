@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._checks import (
-    endless_phases,
-)
+from ._checks import endless_phases
 from ._entry import Entry, Owner
 from ._lightning import (
     LightningModule,
@@ -193,7 +191,7 @@ class Fit(Listener):
         self._modes_are_stale = True
 
     def decide(self) -> Decision:
-        """Decide whether the next phase is due; the ranks talk about it once, and :meth:`advance` uses the answer."""
+        """Decide whether the next phase is due: the ranks talk about it once; :meth:`take_reason` uses the answer."""
         if self.session.phases_remaining == 0:
             return Decision(advance=False)
         self._decision = self.session.decide(

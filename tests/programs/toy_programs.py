@@ -11,10 +11,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from finetuning_scheduler import FinetuningScheduler
+from tests.reference.history import learning_rates
+from tests.reference.toys import make_trainer
 
 BATCHES_PER_EPOCH = 4
 HEAD = frozenset({"head.weight", "head.bias"})
@@ -146,10 +148,6 @@ def phase_of(trainer: pl.Trainer) -> int:
     return schedulers[0].curr_depth if schedulers else 0
 
 
-def learning_rates(optimizer: Optimizer) -> tuple[float, ...]:
-    return tuple(float(group["lr"]) for group in optimizer.param_groups)
-
-
 @dataclass
 class Program:
     """A trainer in a directory of its own, the module that it fits, and what was seen."""
@@ -182,18 +180,7 @@ def program(
 
 
 def quiet_trainer(root: Path, **options: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "default_root_dir": root,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
-        "max_epochs": 5,
-    }
-    return pl.Trainer(**(defaults | options))
+    return make_trainer(root, **({"max_epochs": 5} | options))
 
 
 def scheduler(schedule: Mapping[int, Any] = TWO_PHASES, **options: Any) -> FinetuningScheduler:

@@ -14,8 +14,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from tests.core_programs.loops import BATCHES_PER_EPOCH, copied, differing
+
 from ..core_programs.hearing import Said, the_only
-from .toys import BATCHES_PER_EPOCH, Fit, Toy, by_hand, copied, differing, fit, phases, prepared
+from .toys import Fit, Toy, by_hand, fit, phases, prepared
 
 Weights = list[nn.Parameter]
 

@@ -14,9 +14,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from ruamel.yaml import YAML
 from torch import Tensor, nn
 
+from tests.core_programs.loops import HEAD, LOWER, UPPER, copied, differing, trainable
+
 from ..core_programs.hearing import Said, naming, the_only
 from ..core_programs.quantised import QuantisedLinear
-from .toys import HEAD, LOWER, UPPER, Fit, Toy, copied, differing, fit, phases, plain_fit, prepared, trainable
+from .toys import Fit, Toy, fit, phases, plain_fit, prepared
 
 LAYERS = (*HEAD, *UPPER, *LOWER)
 RISING = tuple(float(score) for score in range(1, 20))  # with a patience of 1 each epoch after the first ends a phase

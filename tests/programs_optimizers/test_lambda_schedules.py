@@ -26,19 +26,9 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from .toys import (
-    BATCHES_PER_EPOCH,
-    LOWER_LR,
-    UPPER_LR,
-    Fit,
-    LearningRates,
-    Toy,
-    differing,
-    momentum_sgd,
-    phases,
-    plain_fit,
-    prepared,
-)
+from tests.core_programs.loops import BATCHES_PER_EPOCH, LOWER_LR, UPPER_LR, differing, momentum_sgd
+
+from .toys import Fit, LearningRates, Toy, phases, plain_fit, prepared
 
 EPOCHS = 6
 PHASE_1_EPOCH, PHASE_2_EPOCH = 2, 4

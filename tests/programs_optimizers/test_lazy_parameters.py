@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.core_programs.loops import HEAD, LOWER, UPPER, copied, differing, momentum_sgd, trainable
+
 from ..core_programs.hearing import warnings_in
-from .toys import HEAD, LOWER, UPPER, Fit, Toy, by_hand, copied, differing, fit, momentum_sgd, phases, trainable
+from .toys import Fit, Toy, by_hand, fit, phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
 

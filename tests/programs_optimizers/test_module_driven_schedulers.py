@@ -12,8 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler, StepLR
 
+from tests.core_programs.loops import BATCHES_PER_EPOCH, UPPER_LR, momentum_sgd
+
 from ..core_programs.hearing import warnings_in
-from .toys import BATCHES_PER_EPOCH, UPPER_LR, LearningRates, Toy, momentum_sgd, phases, plain_fit, prepared
+from .toys import LearningRates, Toy, phases, plain_fit, prepared
 
 EPOCHS = 5
 PHASE_1_EPOCH = 2

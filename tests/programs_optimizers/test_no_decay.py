@@ -12,7 +12,9 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau, StepLR
 
-from .toys import HEAD, LOWER, LOWER_LR, UPPER, UPPER_LR, Fit, Schedule, Toy, copied, differing, fit, phases, thaw
+from tests.core_programs.loops import HEAD, LOWER, LOWER_LR, UPPER, UPPER_LR, Schedule, copied, differing, thaw
+
+from .toys import Fit, Toy, fit, phases
 
 DECAY = 0.1
 EPOCHS = 6

@@ -10,23 +10,19 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import SGD, AdamW, Optimizer
 
-from ..core_programs.optimizers import WITHOUT_RATE, OneRate, Wrapper
-from .toys import (
+from tests.core_programs.loops import (
     BATCHES_PER_EPOCH,
     HEAD,
     UPPER_LR,
-    Fit,
     Schedule,
-    Toy,
-    by_hand,
     copied,
     differing,
-    fit,
     momentum_sgd,
-    phases,
-    prepared,
     trainable,
 )
+
+from ..core_programs.optimizers import WITHOUT_RATE, OneRate, Wrapper
+from .toys import Fit, Toy, by_hand, fit, phases, prepared
 
 
 class Optimized(Toy):

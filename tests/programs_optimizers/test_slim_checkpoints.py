@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from .toys import HEAD, LOWER, UPPER, Fit, Toy, differing, fit, phases, prepared
+from tests.core_programs.loops import HEAD, LOWER, UPPER, differing
+
+from .toys import Fit, Toy, fit, phases, prepared
 
 EPOCHS = 8
 FIRST = ("first.weight", "first.bias")

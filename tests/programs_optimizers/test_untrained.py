@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.checkpoint import checkpoint
 
+from tests.core_programs.loops import BATCHES_PER_EPOCH, HEAD, LOWER, UPPER
+
 from ..core_programs.hearing import Said, naming, the_only, warnings_in
 from ..core_programs.quantised import QuantisedLinear
-from .toys import BATCHES_PER_EPOCH, HEAD, LOWER, UPPER, Batches, Fit, Toy, fit, phases
+from .toys import Batches, Fit, Toy, fit, phases
 
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")  # reentrant checkpointing
 

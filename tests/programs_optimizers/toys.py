@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,25 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from finetuning_scheduler import FinetuningScheduler
+from tests.core_programs.loops import (
+    BATCHES_PER_EPOCH,
+    HEAD,
+    LOWER,
+    LOWER_LR,
+    UPPER,
+    UPPER_LR,
+    Schedule,
+    copied,
+    momentum_sgd,
+    thaw,
+)
+from tests.reference.toys import make_trainer
 
 from ..core_programs.hearing import Said, listening
 
-BATCHES_PER_EPOCH = 4
-HEAD, UPPER, LOWER = (
-    ("head.weight", "head.bias"),
-    ("upper.weight", "upper.bias"),
-    ("lower.weight", "lower.bias"),
-)
-UPPER_LR, LOWER_LR = 0.05, 0.02
-
-Schedule = dict[int, dict[str, Any]]
 LearningRates = tuple[float | None, ...]
 
 
@@ -81,10 +85,6 @@ class Toy(pl.LightningModule):
 
     def val_dataloader(self) -> Any:
         return Batches(1)
-
-
-def momentum_sgd(parameters: Iterable[Any]) -> Optimizer:
-    return SGD(parameters, lr=0.1, momentum=0.9)
 
 
 def phases(*limits: int, parameters: Sequence[Sequence[str]] = (HEAD, UPPER, LOWER), **keys: Any) -> Schedule:
@@ -180,20 +180,6 @@ def fit(module: pl.LightningModule, root: Path, schedule: Any, **options: Any) -
     return prepared(module, root, schedule, **options).run()
 
 
-def make_trainer(root: Path, **options: Any) -> pl.Trainer:
-    defaults: dict[str, Any] = {
-        "default_root_dir": root,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
-    }
-    return pl.Trainer(**(defaults | options))
-
-
 def plain_fit(module: pl.LightningModule, root: Path, epochs: int, **options: Any) -> Recorder:
     """Fit without the callback under test."""
     recorder = Recorder()
@@ -241,27 +227,3 @@ def by_hand(
             module.loss(batch, index).backward()
             optimizer.step()
     return optimizer
-
-
-def thaw(named: Mapping[str, nn.Parameter], names: Iterable[str]) -> list[nn.Parameter]:
-    parameters = [named[name] for name in names]
-    for parameter in parameters:
-        parameter.requires_grad = True
-    return parameters
-
-
-def copied(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of what a module's state dictionary holds."""
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-
-def differing(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> set[str]:
-    """The names of the tensors that are not equal bit for bit, or that only one side has."""
-    shared = actual.keys() & expected.keys()
-    return {name for name in shared if not torch.equal(actual[name], expected[name])} | (
-        actual.keys() ^ expected.keys()
-    )
-
-
-def trainable(module: nn.Module) -> set[str]:
-    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
