@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -169,13 +170,25 @@ def read(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolutio
         return Resolution(errors=(error,))
     index = model if isinstance(model, ParameterIndex) else ParameterIndex.of(model)
     named = resolve_names(drafted, index)
-    checked = check_phases(drafted.phases, source=drafted.source, lines=drafted.class_lines)
+    checked = check_phases(
+        drafted.phases,
+        source=drafted.source,
+        lines=drafted.class_lines,
+        device=_device(model),
+        may_import=not named.errors,  # of a schedule that is wrong anyway, no foreign code is run
+    )
     errors = (*named.errors, OptimizerError(checked.problems)) if checked.problems else named.errors
     phases = tuple(
         phase.model_copy(update=dict.fromkeys(checked.unusable.get(number, ())))
         for number, phase in enumerate(named.phases)
     )
     return replace(named, phases=phases, errors=errors, warnings=(*named.warnings, *checked.warnings))
+
+
+def _device(model: nn.Module | ParameterIndex) -> torch.device | None:
+    """Where a model is; nowhere yet if it has no data."""
+    device = None if isinstance(model, ParameterIndex) else next((p.device for p in model.parameters()), None)
+    return None if device is None or device.type == "meta" else device
 
 
 def read_for(

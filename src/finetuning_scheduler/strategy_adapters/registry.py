@@ -74,7 +74,7 @@ def make_adapter(
         kind = next((mine for base, mine in _ADAPTERS.items() if isinstance(trainer.strategy, base)), kind)
     try:
         return kind(**(configuration or {}))
-    except TypeError as error:
+    except (Exception, SystemExit) as error:
         message = f"{kind.__name__} does not take `strategy_adapter_cfg` {configuration!r}: {error}"
         raise ScheduleError(Problem(message, fix="Correct `strategy_adapter_cfg`.")) from error
 
@@ -88,8 +88,12 @@ def _imported(name: str) -> type[StrategyAdapter]:
         else:
             module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
             found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"the strategy adapter {name!r} cannot be imported ({error})"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # A module can raise anything when it is imported, and may even leave the program.
+        reason = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else error
+        message = f"the strategy adapter {name!r} cannot be imported ({reason})"
         raise ScheduleError(Problem(message, fix=fix)) from error
     if not (isinstance(found, type) and issubclass(found, StrategyAdapter)):
         message = f"expected a subclass of StrategyAdapter, got {name!r}"

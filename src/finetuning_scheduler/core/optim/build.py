@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -136,11 +137,19 @@ def import_class(class_path: str) -> Any:
     """Import a class by its path.
 
     Raises:
-        ImportError: There is no such module, or nothing of that name in it.
+        ImportError: There is no such module, or nothing of that name in it, or importing it fails.
     """
     module_name, _, name = class_path.rpartition(".")
     try:
         return getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        # A module can raise anything when it is imported.
-        raise ImportError(f"{type(error).__name__}: {error}" if not str(error) else str(error)) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # A module can raise anything when it is imported, and may even leave the program.
+        text = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
+        raise ImportError(text or type(error).__name__) from error
+
+
+def is_imported(class_path: str) -> bool:
+    """Whether a class can be looked up without running the code of a module."""
+    return class_path.rpartition(".")[0] in sys.modules

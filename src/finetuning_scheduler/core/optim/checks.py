@@ -7,10 +7,12 @@ parts: what a schedule says by itself, and what depends on the model and its opt
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from torch import nn
 from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -18,12 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ...errors import Problem
 from ..schedule.model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
 from ..schedule.wording import closest, did_you_mean, listed
-from .build import SchedulerSettings, import_class
+from .build import SchedulerSettings, import_class, is_imported
 from .schedulers import SUPPORTED_LR_SCHEDULERS, growth_failure
-from .stand_ins import OptimizerFactory, adam, factory_like, factory_of
+from .stand_ins import OptimizerFactory, adam, factory_like, factory_of, step_scheduler, step_stand_in
 
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
 
+_LONGEST_ARGUMENTS = 1_000
 Complaint = tuple[str, str]  # what is wrong, what to do about it
 
 
@@ -50,21 +53,27 @@ def check_phases(
     *,
     source: str | None = None,
     lines: Mapping[tuple[int, str], int] | None = None,
+    device: torch.device | None = None,
+    may_import: bool = True,
 ) -> Checked:
-    """Check the re-initialisations of each phase without knowing the model.
+    """Check the re-initialisations of each phase without knowing more of the model than where it is.
 
     Args:
         phases: Phases by number.
         source: Name of the schedule file, for messages.
         lines: The file's lines of ``new_optimizer`` and ``new_lr_scheduler`` by phase and key.
+        device: Where the model is.
+        may_import: Import classes; else those that no module loaded so far has are left unchecked and not usable.
     """
     checked = Checked()
     optimizer_factory: OptimizerFactory = adam
     for number, phase in sorted(phases.items()):
         complaints: dict[str, list[Complaint]] = {}
+        if not may_import:
+            phase = _without_unknown(phase, checked.unusable.setdefault(number, []))
         if (new_optimizer := phase.new_optimizer) is not None:
-            complaints["new_optimizer"] = list(_optimizer_complaints(new_optimizer))
-            optimizer_factory = adam if complaints["new_optimizer"] else factory_of(new_optimizer)
+            complaints["new_optimizer"] = list(_optimizer_complaints(new_optimizer, device))
+            optimizer_factory = adam if complaints["new_optimizer"] else factory_of(new_optimizer, device)
         if phase.new_lr_scheduler is not None:
             complaints["new_lr_scheduler"] = list(_scheduler_complaints(phase.new_lr_scheduler, optimizer_factory))
             checked.warnings += _scheduler_notes(phase.new_lr_scheduler, number)
@@ -73,6 +82,17 @@ def check_phases(
             if found:
                 checked.unusable.setdefault(number, []).append(key)
     return checked
+
+
+def _without_unknown(phase: Phase, unusable: list[str]) -> Phase:
+    """Leave out the classes that would have to be imported."""
+    inits: dict[str, ClassInit | None] = {
+        "new_optimizer": None if phase.new_optimizer is None else phase.new_optimizer.optimizer_init,
+        "new_lr_scheduler": None if phase.new_lr_scheduler is None else phase.new_lr_scheduler.lr_scheduler_init,
+    }
+    unknown = [key for key, init in inits.items() if init is not None and not is_imported(init.class_path)]
+    unusable += unknown
+    return phase.model_copy(update=dict.fromkeys(unknown))
 
 
 def _located(
@@ -88,14 +108,14 @@ def _class_complaint(init: ClassInit, key: str, base: type[Any]) -> Complaint | 
         return f"expected `{key}` to name a class, got {init.class_path!r}, which cannot be imported ({error})", (
             "Give the full import path of an installed class."
         )
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(found, type) and issubclass(found, base)) or found is Optimizer:
         return f"expected `{key}` to name a subclass of {base.__module__}.{base.__name__}, got {init.class_path!r}", (
             "Name a class of that kind."
         )
     return None
 
 
-def _optimizer_complaints(spec: OptimizerSpec) -> Iterator[Complaint]:
+def _optimizer_complaints(spec: OptimizerSpec, device: torch.device | None) -> Iterator[Complaint]:
     init = spec.optimizer_init
     if (complaint := _class_complaint(init, "new_optimizer", Optimizer)) is not None:
         yield complaint
@@ -104,10 +124,46 @@ def _optimizer_complaints(spec: OptimizerSpec) -> Iterator[Complaint]:
     if (refusal := refused_optimizer(kind)) is not None:
         yield refusal, "Choose another optimizer."
         return
+    wrong = list(_text_for_numbers(kind, init))
+    yield from wrong or _trial_complaint(init, lambda: _step_often(factory_of(spec, device)(2)))
+
+
+def _step_often(optimizer: Optimizer) -> None:
+    for _ in range(3):
+        step_stand_in(optimizer)
+
+
+def _text_for_numbers(kind: type[Any], init: ClassInit) -> Iterator[Complaint]:
+    """Find text where a class says that it takes numbers; it might find out only after thousands of steps."""
     try:
-        factory_of(spec)(1)
-    except Exception as error:  # noqa: BLE001  # whatever a foreign constructor raises is what is wrong
-        yield f"{init.class_path} does not take `init_args` {init.init_args}: {error}", "Correct its `init_args`."
+        hints = get_type_hints(kind.__init__)
+    except Exception:  # noqa: BLE001  # annotations that cannot be resolved say nothing
+        return
+    for name, value in init.init_args.items():
+        takes = {*get_args(hints.get(name)), hints.get(name)}
+        if isinstance(value, str) and takes & {int, float} and not any(_takes_text(each) for each in takes):
+            message = f"expected `{name}` of {init.class_path} to be a number, got {value!r}"
+            yield message, "Write a number without quotes."
+
+
+def _takes_text(kind: object) -> bool:
+    return kind in (str, object, Any) or get_origin(kind) is Literal
+
+
+def _trial_complaint(init: ClassInit, trial: Callable[[], object]) -> Iterator[Complaint]:
+    """Say why a class cannot be made with its arguments, or cannot step."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial()
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a foreign class raises is what is wrong
+        reason = str(error) or type(error).__name__
+        yield f"{init.class_path} does not take `init_args` {_arguments(init)}: {reason}", "Correct its `init_args`."
+
+
+def _arguments(init: ClassInit) -> str:
+    text = repr({key: value for key, value in init.init_args.items() if key != "optimizer"})
+    return text if len(text) <= _LONGEST_ARGUMENTS else f"{text[:_LONGEST_ARGUMENTS]}...}}"
 
 
 def refused_optimizer(kind: type[Optimizer]) -> str | None:
@@ -141,7 +197,7 @@ def _scheduler_complaints(spec: LRSchedulerSpec, optimizer_factory: OptimizerFac
             ("Name a logged metric as `monitor` in `pl_lrs_cfg`."),
         )
     groups = len(spec.init_pg_lrs) if spec.init_pg_lrs is not None else _listed_groups(init.init_args)
-    yield from _construction_complaint(spec, optimizer_factory(groups))
+    yield from _construction_complaint(spec, lambda: optimizer_factory(groups))
 
 
 def _listed_groups(arguments: Mapping[str, Any]) -> int:
@@ -149,17 +205,19 @@ def _listed_groups(arguments: Mapping[str, Any]) -> int:
     return max((len(value) for value in arguments.values() if isinstance(value, list)), default=1)
 
 
-def _construction_complaint(spec: LRSchedulerSpec, optimizer: Optimizer) -> Iterator[Complaint]:
+def _construction_complaint(spec: LRSchedulerSpec, make: Callable[[], Optimizer]) -> Iterator[Complaint]:
     init = spec.lr_scheduler_init
+    kind = import_class(init.class_path)
     arguments = {key: value for key, value in init.init_args.items() if key != "optimizer"}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            scheduler = import_class(init.class_path)(optimizer, **arguments)
-    except Exception as error:  # noqa: BLE001  # whatever a foreign constructor raises is what is wrong
-        yield f"{init.class_path} does not take `init_args` {arguments}: {error}", "Correct its `init_args`."
-        return
-    if (failure := growth_failure(scheduler)) is not None:
+    made: list[LRScheduler] = []
+
+    def trial() -> None:
+        made.append(kind(make(), **arguments))
+        step_scheduler(kind(make(), **arguments))
+
+    wrong = [*_text_for_numbers(kind, init)] or [*_trial_complaint(init, trial)]
+    yield from wrong
+    if not wrong and (failure := growth_failure(made[0])) is not None:
         yield (
             f"{init.class_path} cannot follow a new parameter group ({failure})",
             "Use one of PyTorch's LR schedulers.",
@@ -194,13 +252,14 @@ def check_against_model(
     """
     problems: list[Problem] = []
     kind: type[Optimizer] = type(optimizer)
+    device = next((parameter.device for parameter in parameters.values()), None)
     factory = factory_like(optimizer)
     held: list[str] = []
     for number, (phase, groups) in enumerate(zip(phases, group_counts, strict=True)):
         held += phase.params
         if phase.new_optimizer is not None:
             kind = import_class(phase.new_optimizer.optimizer_init.class_path)
-            factory = factory_of(phase.new_optimizer)
+            factory = factory_of(phase.new_optimizer, device)
         if issubclass(kind, (Muon, SparseAdam)):
             concerned = held if phase.new_optimizer is not None else list(phase.params)
             problems += _located(_parameter_complaints(kind, concerned, parameters, sparse), number)
@@ -208,7 +267,7 @@ def check_against_model(
             problems += _located([(_ONE_GROUP.format(kind.__name__), "Choose another optimizer.")], number)
         if phase.new_lr_scheduler is not None:
             complaints = list(_count_complaints(phase.new_lr_scheduler, groups))
-            complaints = complaints or list(_construction_complaint(phase.new_lr_scheduler, factory(groups)))
+            complaints = complaints or list(_construction_complaint(phase.new_lr_scheduler, partial(factory, groups)))
             problems += _located(complaints, number)
     return problems
 

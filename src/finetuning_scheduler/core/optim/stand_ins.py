@@ -7,17 +7,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adadelta, Adam, Optimizer
+from torch.optim import SGD, Adadelta, Adam, Optimizer, SparseAdam
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from ..schedule.model import OptimizerSpec
 from .build import emptied, import_class
+from .schedulers import nested
 
+_MOST_PATIENT = 100
 OptimizerFactory = Callable[[int], Optimizer]  # takes the number of groups
 
 
-def stand_in_groups(count: int) -> list[dict[str, Any]]:
+def stand_in_groups(count: int, device: torch.device | None = None) -> list[dict[str, Any]]:
     """Make groups of one small matrix each."""
-    return [{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(count)]
+    return [{"params": [nn.Parameter(torch.zeros(2, 2, device=device))]} for _ in range(count)]
 
 
 def adam(count: int) -> Optimizer:
@@ -25,12 +28,12 @@ def adam(count: int) -> Optimizer:
     return Adam(stand_in_groups(count), lr=0.1)
 
 
-def factory_of(spec: OptimizerSpec) -> OptimizerFactory:
+def factory_of(spec: OptimizerSpec, device: torch.device | None = None) -> OptimizerFactory:
     """Make stand-ins of an optimizer that a phase installs."""
 
     def make(count: int) -> Optimizer:
         optimizer: Optimizer = import_class(spec.optimizer_init.class_path)(
-            stand_in_groups(count), **spec.optimizer_init.init_args
+            stand_in_groups(count, device), **spec.optimizer_init.init_args
         )
         return optimizer
 
@@ -59,3 +62,30 @@ def copies_of(optimizer: Optimizer) -> OptimizerFactory:
         return other
 
     return make
+
+
+def step_stand_in(optimizer: Optimizer) -> None:
+    """Let a stand-in make a step with gradients, sparse ones where it takes no others."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = torch.ones_like(parameter)
+            parameter.grad = gradient.to_sparse() if isinstance(optimizer, SparseAdam) else gradient
+    optimizer.step()
+
+
+def step_scheduler(scheduler: LRScheduler, times: int = 4) -> None:
+    """Let a scheduler of a stand-in step, each time after its optimizer; no further than it is made for.
+
+    One that waits for a metric gets one that does not improve, until it acts.
+    """
+    for each in nested(scheduler):
+        if isinstance(each, OneCycleLR):
+            times = min(times, each.total_steps - 1)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        times += min(scheduler.patience, _MOST_PATIENT)
+    for _ in range(times):
+        step_stand_in(scheduler.optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step(1.0)
+        else:
+            scheduler.step()
