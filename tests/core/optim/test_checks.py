@@ -261,23 +261,26 @@ def test_a_problem_of_the_schedule_by_itself(phase: dict[str, Any], message: str
 ADAMW = "torch.optim.AdamW"
 # wrong arguments that a constructor takes; without a trial they would end a run long after its start
 FOUND_BY_STEPPING = [
-    (step_lr(step_size=0), "integer modulo by zero"),
-    (step_lr(gamma="0.5x"), "expected `gamma` of torch.optim.lr_scheduler.StepLR to be a number, got '0.5x'"),
+    (new_lr_scheduler(STEP_LR, {"step_size": 0}), "integer modulo by zero"),
     (
-        new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", T_max="4 epochs"),
+        new_lr_scheduler(STEP_LR, {"step_size": 1, "gamma": "0.5x"}),
+        "expected `gamma` of torch.optim.lr_scheduler.StepLR to be a number, got '0.5x'",
+    ),
+    (
+        new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": "4 epochs"}),
         "expected `T_max` of torch.optim.lr_scheduler.CosineAnnealingLR to be a number, got '4 epochs'",
     ),
-    (new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", T_max=0), "division by zero"),
-    (new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", milestones=3), "not iterable"),
-    (new_lr_scheduler("torch.optim.lr_scheduler.PolynomialLR", power=[1]), "unsupported operand"),
-    (new_lr_scheduler("torch.optim.lr_scheduler.ExponentialLR", gamma=[0.5]), "can't multiply sequence"),
+    (new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": 0}), "modulo by zero"),
+    (new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": 3}), "not iterable"),
+    (new_lr_scheduler("torch.optim.lr_scheduler.PolynomialLR", {"power": [1]}), "unsupported operand"),
+    (new_lr_scheduler("torch.optim.lr_scheduler.ExponentialLR", {"gamma": [0.5]}), "can't multiply sequence"),
     (
-        new_lr_scheduler(PLATEAU, pl_lrs_cfg={"monitor": "val_loss"}, patience="a"),
+        new_lr_scheduler(PLATEAU, {"patience": "a"}, pl_lrs_cfg={"monitor": "val_loss"}),
         "expected `patience` of torch.optim.lr_scheduler.ReduceLROnPlateau to be a number, got 'a'",
     ),
-    (new_lr_scheduler(PLATEAU, pl_lrs_cfg={"monitor": "val_loss"}, patience=[1]), "not supported between"),
-    (new_lr_scheduler(PLATEAU, pl_lrs_cfg={"monitor": "val_loss"}, cooldown=[1]), "not supported between"),
-    (new_lr_scheduler(PLATEAU, pl_lrs_cfg={"monitor": "val_loss"}, eps=[1]), "not supported between"),
+    (new_lr_scheduler(PLATEAU, {"patience": [1]}, pl_lrs_cfg={"monitor": "val_loss"}), "not supported between"),
+    (new_lr_scheduler(PLATEAU, {"cooldown": [1]}, pl_lrs_cfg={"monitor": "val_loss"}), "not supported between"),
+    (new_lr_scheduler(PLATEAU, {"eps": [1]}, pl_lrs_cfg={"monitor": "val_loss"}), "not supported between"),
     (new_optimizer(ADAMW, betas=[0.9, 0.99, 0.999]), "too many values to unpack"),
     (new_optimizer(ADAMW, capturable=True), "capturable"),
     (new_optimizer(ADAMW, eps=[1.0e-8]), "not supported between"),
@@ -323,18 +326,16 @@ def test_what_only_a_step_shows_is_found_before_training_with_its_line(
 @pytest.mark.parametrize(
     "phase",
     [
-        new_lr_scheduler(ONE_CYCLE, max_lr=0.1, total_steps=2),
-        new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", milestones=[1, 2]),
-        new_lr_scheduler(PLATEAU, pl_lrs_cfg={"monitor": "val_loss"}, patience=10_000),
+        new_lr_scheduler(ONE_CYCLE, {"max_lr": 0.1, "total_steps": 2}),
+        new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [1, 2]}),
+        new_lr_scheduler(PLATEAU, {"patience": 10_000}, pl_lrs_cfg={"monitor": "val_loss"}),
         new_optimizer("torch.optim.Muon", lr=0.1),
         new_optimizer(ADAMW, betas=[0.9, 0.99], fused=True),
-        new_optimizer("torch.optim.Adafactor", lr=None),
     ],
     ids=str,
 )
 def test_what_can_step_is_taken(phase: dict[str, Any]) -> None:
-    layers = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in ("head", "upper")})
-    assert resolve(schedule_of(phase), layers).schedule[1]
+    assert resolve({0: {"params": ["head.bias"]}, 1: {"params": ["upper.weight"], **phase}}, Model()).schedule[1]
 
 
 def test_a_module_that_leaves_the_program_is_a_problem_like_others(
