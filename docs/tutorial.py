@@ -14,17 +14,20 @@
 # resumes one of them in the middle.
 #
 # This page is a notebook, executed on a CPU whenever it is built; its source, `docs/tutorial.py`, is a Python script.
-# `jupytext --to ipynb docs/tutorial.py` makes a notebook of it. Both need the extra `examples`.
+# `jupytext --to ipynb docs/tutorial.py` makes a notebook of it for you. Either needs the extra `examples`, and writes
+# to a folder `tutorial_runs`.
 
-# %%
+# %% tags=["remove-stderr"]
 import copy
 import csv
 import logging
 import re
 import shutil
+import textwrap
 import time
 import warnings
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import lightning as L
@@ -43,10 +46,10 @@ RUNS = Path("tutorial_runs")
 shutil.rmtree(RUNS, ignore_errors=True)  # what an earlier execution has left
 torch.set_num_threads(1)  # so small a network is slower on more
 
-# Lightning's notes on devices, its advice that does not apply here, and a deprecation between Lightning and PyTorch
+# Lightning's notes on devices, advice that does not apply here, a deprecation in PyTorch
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*does not have many workers")
-warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not")
 warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
 
 # %% [markdown]
@@ -59,13 +62,13 @@ warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
 
 # %%
 L.seed_everything(0, verbose=False)
-pretrained = DigitClassifier(lr=1e-3)
+pretrained = DigitClassifier(lr=3e-3)
 print(pretrained)
 
 
 # %%
 def new_trainer(way, *callbacks):
-    """Make a trainer that writes to a folder of its own, with these callbacks besides the usual ones."""
+    """Make a trainer with these callbacks besides the usual ones."""
     early_stopping = EarlyStopping("val_loss", patience=4)
     best = ModelCheckpoint(RUNS / way / "checkpoints", monitor="val_loss")
     return L.Trainer(
@@ -84,7 +87,7 @@ trainer = new_trainer("pretraining")
 trainer.fit(pretrained, old_digits)
 [metrics] = trainer.test(ckpt_path="best", datamodule=old_digits, verbose=False)
 torch.save(pretrained.features.state_dict(), RUNS / "features.pt")
-print(f"{metrics['test_accuracy']:.1%} of the old digits right, after {trainer.current_epoch} epochs")
+print(f"{metrics['test_accuracy']:.1%} of the old digits right")
 
 # %% [markdown]
 # ## The new task
@@ -97,7 +100,8 @@ print(f"{metrics['test_accuracy']:.1%} of the old digits right, after {trainer.c
 # %%
 new_digits = Digits(NEW, train_rows=100, validation_rows=200, seed=0)
 images = new_digits.train_dataloader().dataset
-train = DataLoader(images, batch_size=32, sampler=DistributedSampler(images, num_replicas=1, rank=0, seed=0))
+order = DistributedSampler(images, num_replicas=1, rank=0, seed=0)
+train = DataLoader(images, batch_size=32, sampler=order)
 validation, test = new_digits.val_dataloader(), new_digits.test_dataloader()
 
 outcomes, final_weights = {}, {}
@@ -106,13 +110,13 @@ outcomes, final_weights = {}, {}
 def new_model():
     """Return a network with the pre-trained features and a new head."""
     L.seed_everything(0, verbose=False)
-    model = DigitClassifier(lr=1e-3)
+    model = DigitClassifier(lr=3e-3)
     model.features.load_state_dict(torch.load(RUNS / "features.pt", weights_only=True))
     return model
 
 
 def fine_tune(way, *callbacks, ckpt_path=None):
-    """Train a new model with these callbacks, test its best checkpoint, print how many digits are right."""
+    """Train a new model with these callbacks, then test its best checkpoint."""
     model, trainer = new_model(), new_trainer(way, *callbacks)
     start = time.perf_counter()
     with log_file(RUNS / way / "log.txt"):
@@ -121,8 +125,8 @@ def fine_tune(way, *callbacks, ckpt_path=None):
     final_weights[way] = copy.deepcopy(model.state_dict())
     best = trainer.checkpoint_callback.best_model_path
     [metrics] = trainer.test(model, test, ckpt_path=best, verbose=False)
-    outcomes[way] = {"accuracy": metrics["test_accuracy"], "epochs": trainer.current_epoch, "seconds": seconds}
-    print(f"{way}: {metrics['test_accuracy']:.1%} of the new digits right, after {trainer.current_epoch} epochs")
+    outcomes[way] = metrics["test_accuracy"], trainer.current_epoch, seconds
+    print(f"{metrics['test_accuracy']:.1%} of the new digits right")
 
 
 @contextmanager
@@ -164,13 +168,21 @@ fine_tune("generated", FinetuningScheduler(base_max_lr=None))
 # its first.
 
 # %%
-print((RUNS / "generated" / "version_0" / "DigitClassifier_ft_schedule.yaml").read_text(), end="")
+saved = RUNS / "generated" / "version_0" / "DigitClassifier_ft_schedule.yaml"
+print(saved.read_text())
 
 # %% [markdown]
 # In the log stands when each phase gave way to the next, and why.
 
+
 # %%
-print((RUNS / "generated" / "log.txt").read_text(), end="")
+def show_log(way):
+    """Print what the scheduler said, with long lines folded."""
+    for line in (RUNS / way / "log.txt").read_text().splitlines():
+        print(textwrap.fill(line, 88, subsequent_indent="    "))
+
+
+show_log("generated")
 
 # %% [markdown]
 # ## 3. With a schedule of your own
@@ -189,14 +201,14 @@ schedule.write_text("""\
 1:
   params: [features.conv3.*]
   max_transition_epoch: 25
-  lr: 1.0e-03
+  lr: 2.0e-03
 2:
   params: ["*"]
-  lr: 5.0e-04
+  lr: 1.0e-03
 """)
 
-fine_tune("explicit", FinetuningScheduler(ft_schedule=schedule))
-print((RUNS / "explicit" / "log.txt").read_text(), end="")
+fine_tune("explicit", FinetuningScheduler(schedule))
+show_log("explicit")
 
 # %% [markdown]
 # ## What came of the three
@@ -204,15 +216,15 @@ print((RUNS / "explicit" / "log.txt").read_text(), end="")
 # %%
 print(f"accuracy: of the best checkpoint, on {len(test.dataset)} images held out\n")
 print(f"{'':12} accuracy  epochs  seconds")
-for way, outcome in outcomes.items():
-    print(f"{way:12} {outcome['accuracy']:8.1%}  {outcome['epochs']:6}  {outcome['seconds']:7.1f}")
+for way, (accuracy, epochs, seconds) in outcomes.items():
+    print(f"{way:12} {accuracy:8.1%}  {epochs:6}  {seconds:7.1f}")
 
 # %% [markdown]
-# One seed and so few images say little about accuracy. They do show the price of a schedule: the more phases wait for
-# early stopping, the more epochs a run has. What an epoch costs less while most of a large model is frozen can make up
-# for that; in a network as small as this one there is nothing to make up for it with. [Limits](limits.md) says more.
+# One seed and so few images say little about accuracy. The price of a schedule shows in the epochs: the run in which
+# every phase waits for early stopping has the most. An epoch costs less while most of a large model is frozen, which
+# can make up for that; a network as small as this one has little to save. [Limits](limits.md) says more.
 #
-# ## 4. Reading a run's history
+# ## Reading a run's history
 #
 # A run leaves the schedule in force, the metrics, and its checkpoints; the log is the one that `fine_tune` keeps.
 
@@ -221,15 +233,17 @@ for path in sorted((RUNS / "explicit").rglob("*.*")):
     print(path)
 
 # %% [markdown]
-# A checkpoint says in which phase it was written, and when that phase had begun. Checkpoints hold tensors and plain
-# values only, so `weights_only=True` does.
+# A checkpoint says in which phase it was written, when that phase had begun, and which parameters the optimizer held.
+# Checkpoints hold tensors and plain values only, so `weights_only=True` does.
 
 # %%
 [path] = (RUNS / "explicit" / "checkpoints").glob("*.ckpt")
 progress = torch.load(path, weights_only=True)["callbacks"]["FinetuningScheduler"]
 print(path.name)
-for key in ("phase", "entry_epoch", "entry_step", "parameter_groups"):
+for key in ("phase", "entry_epoch", "entry_step"):
     print(f"{key}: {progress[key]}")
+for group in progress["parameter_groups"]:
+    print(", ".join(group))
 
 # %% [markdown]
 # The saved schedule has all names in full, so it tells what each phase trains. When phases began, and why, is in the
@@ -238,30 +252,34 @@ for key in ("phase", "entry_epoch", "entry_step", "parameter_groups"):
 
 # %%
 def losses(way, version=0):
-    """Return the validation loss by epoch."""
+    """Return the validation loss of each epoch."""
     with (RUNS / way / f"version_{version}" / "metrics.csv").open() as file:
-        return {int(row["epoch"]): float(row["val_loss"]) for row in csv.DictReader(file) if row["val_loss"]}
-
-
-def phases(way):
-    """Return for each phase its first and last epoch, the share of the model that it trains, and what ended it."""
-    log = (RUNS / way / "log.txt").read_text()
-    transitions = re.findall(r"^Phase \d+ -> \d+ \((.+)\) at epoch (\d+)", log, flags=re.MULTILINE)
-    ran = outcomes[way]["epochs"]
-    reasons = [reason for reason, _ in transitions] + ["early stopping" if ran < MAX_EPOCHS else "max_epochs"]
-    starts = [0] + [int(epoch) for _, epoch in transitions]
-    lasts = [start - 1 for start in starts[1:]] + [ran - 1]
-    return list(zip(starts, lasts, shares(way), reasons, strict=False))
+        rows = [row for row in csv.DictReader(file) if row["val_loss"]]
+    return {int(row["epoch"]): float(row["val_loss"]) for row in rows}
 
 
 def shares(way):
-    """Return for each phase the share of all parameters that is trainable in it."""
-    sizes = {name: parameter.numel() for name, parameter in pretrained.named_parameters()}
-    saved = RUNS / way / "version_0" / "DigitClassifier_ft_schedule.yaml"
-    if not saved.exists():
+    """Return the share of all parameters that is trainable in each phase."""
+    path = RUNS / way / "version_0" / "DigitClassifier_ft_schedule.yaml"
+    if not path.exists():
         return [1.0]
-    thawed = [sum(sizes[name] for name in phase["params"]) for phase in YAML(typ="safe").load(saved).values()]
-    return [sum(thawed[: phase + 1]) / sum(sizes.values()) for phase in range(len(thawed))]
+    sizes = {name: weights.numel() for name, weights in pretrained.named_parameters()}
+    names = [phase["params"] for phase in YAML(typ="safe").load(path).values()]
+    thawed = accumulate(sum(sizes[name] for name in phase) for phase in names)
+    return [size / sum(sizes.values()) for size in thawed]
+
+
+def phases(way):
+    """Return first epoch, last epoch, share and reason of the end of each phase."""
+    log = (RUNS / way / "log.txt").read_text()
+    ends = re.findall(r"Phase \d+ -> \d+ \((.+)\) at epoch (\d+)", log)
+    epochs = outcomes[way][1]
+    ends.append(("early stopping" if epochs < MAX_EPOCHS else "max_epochs", epochs))
+    first, rows = 0, []
+    for share, (reason, end) in zip(shares(way), ends, strict=False):
+        rows.append((first, int(end) - 1, share, reason))
+        first = int(end)
+    return rows
 
 
 print(f"{'':12} phase  epochs     trainable  ended by")
@@ -270,24 +288,26 @@ for way in outcomes:
         print(f"{way:12} {phase:5}  {f'{first} to {last}':9}  {share:9.1%}  {reason}")
 
 # %% [markdown]
-# The same as a picture: the validation loss, with a band for each phase, darker the more of the model is trainable. The
-# dot is the best epoch, whose checkpoint was tested.
+# The same as a picture: the validation loss, with a numbered band for each phase, darker the more of the model is
+# trainable. The dot is the best epoch, whose checkpoint was tested.
 
 # %%
-figure, axes = plt.subplots(3, figsize=(8, 6), sharex=True, sharey=True, layout="constrained")
+figure, axes = plt.subplots(3, figsize=(8, 6), sharex=True, sharey=True)
+figure.set_layout_engine("constrained")
 for axis, way in zip(axes, outcomes, strict=False):
     curve = losses(way)
     best = min(curve, key=curve.get)
     for phase, (first, last, share, _) in enumerate(phases(way)):
-        axis.axvspan(first - 0.5, last + 0.5, color="tab:blue", alpha=0.1 + 0.3 * share, linewidth=0)
-        axis.text(first, 2.0, f"phase {phase}" if last - first > 8 else f"{phase}", va="top", fontsize="small")
+        color = ("tab:blue", 0.1 + 0.3 * share)
+        axis.axvspan(first - 0.5, last + 0.5, facecolor=color, edgecolor="white")
+        axis.text(first, 0.95, phase, transform=axis.get_xaxis_transform(), va="top")
     axis.plot(list(curve), list(curve.values()), color="black")
     axis.plot(best, curve[best], "o", color="tab:red")
-    axis.set(title=way, ylabel="val_loss", yscale="log")
+    axis.set(title=way, ylabel="val_loss", yscale="log", ylim=(None, 9))
 axes[-1].set(xlabel="epoch")
 
 # %% [markdown]
-# ## 5. Resuming in the middle
+# ## Resuming in the middle
 #
 # The explicit schedule again, and the power fails in epoch 20, in the middle of phase 1. A second `ModelCheckpoint`,
 # which monitors nothing, keeps the newest state. (Several checkpoint callbacks do not disturb each other: the one that
@@ -296,17 +316,17 @@ axes[-1].set(xlabel="epoch")
 
 # %%
 class PowerCut(L.Callback):
-    """Fail in the middle of a run."""
+    """Ends a run at the first batch of epoch 20."""
 
     def on_train_batch_start(self, trainer, *_):
-        """Raise an error at the first batch of epoch 20."""
+        """Raise an error if it is time."""
         if trainer.current_epoch == 20:
             raise RuntimeError("no power")
 
 
 newest = ModelCheckpoint(RUNS / "interrupted" / "newest")
 try:
-    fine_tune("interrupted", FinetuningScheduler(ft_schedule=schedule), newest, PowerCut())
+    fine_tune("interrupted", FinetuningScheduler(schedule), newest, PowerCut())
 except RuntimeError as error:
     print(error)
 
@@ -318,11 +338,13 @@ except RuntimeError as error:
 newest_path = newest.best_model_path
 print(Path(newest_path).name)
 newest = ModelCheckpoint(RUNS / "interrupted" / "newest")
-fine_tune("interrupted", FinetuningScheduler(ft_schedule=schedule), newest, ckpt_path=newest_path)
+scheduler = FinetuningScheduler(schedule)
+fine_tune("interrupted", scheduler, newest, ckpt_path=newest_path)
 
-resumed, uninterrupted = final_weights["interrupted"], final_weights["explicit"]
-print("weights equal:", all(torch.equal(resumed[name], uninterrupted[name]) for name in uninterrupted))
-print("losses equal:", losses("interrupted", 0) | losses("interrupted", 1) == losses("explicit"))
+resumed, expected = final_weights["interrupted"], final_weights["explicit"]
+weights_equal = all(torch.equal(resumed[name], expected[name]) for name in expected)
+losses_equal = losses("interrupted") | losses("interrupted", 1) == losses("explicit")
+print(f"weights equal: {weights_equal}, losses equal: {losses_equal}")
 
 # %% [markdown]
 # Equal means to the last bit, which also takes the same data in the same order: hence the sampler above. A
