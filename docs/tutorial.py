@@ -294,6 +294,7 @@ for way in outcomes:
 # %%
 figure, axes = plt.subplots(3, figsize=(8, 6), sharex=True, sharey=True)
 figure.set_layout_engine("constrained")
+axes[-1].set(xlabel="epoch")
 for axis, way in zip(axes, outcomes, strict=False):
     curve = losses(way)
     best = min(curve, key=curve.get)
@@ -304,7 +305,6 @@ for axis, way in zip(axes, outcomes, strict=False):
     axis.plot(list(curve), list(curve.values()), color="black")
     axis.plot(best, curve[best], "o", color="tab:red")
     axis.set(title=way, ylabel="val_loss", yscale="log", ylim=(None, 9))
-axes[-1].set(xlabel="epoch")
 
 # %% [markdown]
 # ## Resuming in the middle
@@ -340,6 +340,7 @@ print(Path(newest_path).name)
 newest = ModelCheckpoint(RUNS / "interrupted" / "newest")
 scheduler = FinetuningScheduler(schedule)
 fine_tune("interrupted", scheduler, newest, ckpt_path=newest_path)
+show_log("interrupted")
 
 resumed, expected = final_weights["interrupted"], final_weights["explicit"]
 weights_equal = all(torch.equal(resumed[name], expected[name]) for name in expected)
