@@ -45,12 +45,15 @@ class Classifier(L.LightningModule):
         self.head = nn.Linear(8, 2)
 
     def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        """Return the loss."""
         return nn.functional.cross_entropy(self.head(self.blocks(batch[0])), batch[1])
 
     def validation_step(self, batch: list[torch.Tensor]) -> None:
+        """Log the loss."""
         self.log("val_loss", self.training_step(batch))
 
     def configure_optimizers(self) -> Any:
+        """Use AdamW, and let learning rates fall by 0.7 an epoch."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)]
 
@@ -62,11 +65,13 @@ class Recorder(L.Callback):
         self.rates: list[list[float]] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Keep the rates, once an epoch."""
         if len(self.rates) == trainer.current_epoch:
             self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
 
 
 def schedule(phase_1: Mapping[str, Any] | None = None, phase_2: Mapping[str, Any] | None = None) -> dict[int, Any]:
+    """Make three phases of three epochs each, with further keys for two of them."""
     return {
         0: {"params": ["head"], "max_transition_epoch": 3},
         1: {"params": ["blocks.2"], "lr": 4e-3, "max_transition_epoch": 6, **(phase_1 or {})},
@@ -109,6 +114,7 @@ PANELS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def loader(seed: int) -> DataLoader[tuple[torch.Tensor, ...]]:
+    """Make a few random rows."""
     x = torch.randn(32, 8, generator=torch.Generator().manual_seed(seed))
     return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8)
 
@@ -148,10 +154,12 @@ def measure() -> Iterator[Rate]:
 def read() -> list[Rate]:
     """Read what was measured when the pictures were drawn."""
     with NUMBERS.open(encoding="utf-8", newline="") as file:
-        return [Rate(p, panel, int(epoch), int(group), float(rate)) for p, panel, epoch, group, rate in csv.reader(file)]
+        rows = list(csv.reader(file))
+    return [Rate(picture, panel, int(epoch), int(group), float(rate)) for picture, panel, epoch, group, rate in rows]
 
 
 def write(rates: list[Rate]) -> None:
+    """Write what was measured."""
     with NUMBERS.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rates)
 
@@ -177,6 +185,7 @@ def draw(picture: str, rates: list[Rate]) -> None:
 
 
 def draw_panel(axis: Any, panel: str, rates: list[Rate]) -> None:
+    """Draw the rates of one run, each line with its label at its end."""
     kinds = ((BLUE, "o", "phase 0"), (VERMILLION, "s", "phase 1"), (GREEN, "^", "phase 2"))
     ends = []
     for group, (colour, marker, label) in enumerate(kinds):

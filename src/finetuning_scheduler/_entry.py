@@ -304,7 +304,8 @@ class Entry:
             message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
             fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
         else:
-            message = f"expected a checkpoint that this package has written, got {path}, which the 2.x package of its name has"
+            other = f"{path}, which the 2.x package of its name has"
+            message = f"expected a checkpoint that this package has written, got {other}"
             fix = "Load its weights with `load_from_checkpoint` and start a new fit, without `ckpt_path`."
         raise CheckpointError(Problem(message, fix=fix))
 
