@@ -1,0 +1,76 @@
+"""PyTorch's memory tools that have private names. Nothing else in this package names them."""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.optim import Optimizer
+
+
+def start_allocator_history() -> None:
+    """Begin to record what CUDA's caching allocator does."""
+    torch.cuda.memory._record_memory_history()
+
+
+def dump_allocator_history(path: Path) -> None:
+    """Write what was recorded, as https://pytorch.org/memory_viz reads it, and stop recording."""
+    torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
+    torch.cuda.memory._record_memory_history(enabled=None)
+
+
+class FSDPTracker:
+    """FSDP2's memory tracker around a part of one batch.
+
+    Args:
+        root: The module under ``fully_shard`` that is tracked, with what is in it.
+        optimizer: Its state is told apart from other tensors.
+        inputs: Tensors in it are the batch.
+    """
+
+    def __init__(self, root: nn.Module, optimizer: Optimizer | None, inputs: Any) -> None:
+        self._tracker = FSDPMemTracker(root, optimizer)
+        self._tracker.track_inputs(inputs)
+
+    def __enter__(self) -> FSDPTracker:
+        self._tracker.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._tracker.__exit__(*error)
+
+    def numbers(self, depth: int) -> dict[str, Any]:
+        """Bytes now and at the peak by device and use, and the total in each state of the modules down to a depth."""
+        modules = {}
+        for statistics in dict(self._tracker.memory_tracking).values():
+            if statistics.mod_fqn.count(".") < depth:
+                states = {state.value: kinds(found[-1]) for state, found in statistics.snapshots.items()}
+                modules[statistics.mod_fqn] = {
+                    state: {device: uses["Total"] for device, uses in devices.items()}
+                    for state, devices in states.items()
+                }
+        return {
+            "now_bytes": kinds(self._tracker.get_tracker_snapshot("current")),
+            "peak_bytes": kinds(self._tracker.get_tracker_snapshot("peak")),
+            "modules_total_bytes": modules,
+        }
+
+    def text(self, depth: int, units: str, tabulate: bool) -> str:
+        """The tracker's own account of the peak and of the modules down to a depth."""
+        with redirect_stdout(io.StringIO()) as text:
+            self._tracker.display_snapshot("peak", units=units, tabulate=tabulate)
+            self._tracker.display_modulewise_snapshots(depth=depth, units=units, tabulate=tabulate)
+        return text.getvalue()
+
+
+def kinds(snapshot: dict[torch.device, dict[Any, int]]) -> dict[str, dict[str, int]]:
+    """A snapshot of the tracker with names in place of devices and uses."""
+    return {
+        str(device): {str(getattr(use, "value", use)): size for use, size in uses.items()}
+        for device, uses in snapshot.items()
+    }
