@@ -1,4 +1,4 @@
-"""PyTorch's memory tools that have private names. Nothing else in this package names them."""
+"""What PyTorch has under private names only. Nothing else in this package names them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.optim import Optimizer
 
@@ -22,6 +22,11 @@ def dump_allocator_history(path: Path) -> None:
     """Write what was recorded, as https://pytorch.org/memory_viz reads it, and stop recording."""
     torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
     torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor's storage was changed in place."""
+    return tensor._version
 
 
 class FSDPTracker:

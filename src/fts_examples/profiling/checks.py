@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from .config import MemProfilerCfg
+from .config import MemProfilerCfg, imported
 
 DECORATED = "memprofilable"  # attribute of a decorated method
+UNITS = ("B", "KiB", "MiB", "GiB")
 
 
 def check_module(cfg: MemProfilerCfg, module: nn.Module) -> None:
     """Raise a ValueError with all that is wrong, if anything is."""
-    problems = [*_method_problems(cfg, module), *_attribute_problems(cfg, module)]
+    problems = [*_number_problems(cfg), *_function_problems(cfg), *_list_problems(cfg)]
+    if not problems:
+        problems = [*_method_problems(cfg, module), *_attribute_problems(cfg, module)]
     if problems:
         raise ValueError("\n".join(["MemProfiler cannot work as it is configured:", *problems]))
 
@@ -38,14 +42,13 @@ def check_folder(folder: Path) -> None:
         ) from error
 
 
-def sharded_module(model: nn.Module, name: str) -> FSDPModule:
+def sharded_module(model: nn.Module, name: str) -> nn.Module:
     """Find the module that FSDP2's tracker follows: the one of that name, or the outermost one.
 
     Raises:
         ValueError: There is none, it is not sharded, or several are outermost.
     """
-    modules = dict(model.named_modules())
-    sharded = [path for path, module in modules.items() if isinstance(module, FSDPModule)]
+    sharded = {path: module for path, module in model.named_modules() if isinstance(module, FSDPModule)}
     outermost = [path for path in sharded if not any(_inside(path, other) for other in sharded)]
     if not sharded:
         raise ValueError(
@@ -53,25 +56,18 @@ def sharded_module(model: nn.Module, name: str) -> FSDPModule:
             "Fix: use ModelParallelStrategy and shard modules in `configure_model` or by an `fsdp_plan`."
         )
     if name and name not in sharded:
-        what = "a module that is not sharded" if name in modules else "no module of the model"
-        near = difflib.get_close_matches(name, sharded, n=1) or sharded[:3]
+        known = name in dict(model.named_modules())
+        what = "a module that is not sharded" if known else "no module of the model"
         raise ValueError(
             f"fsdp_mem_tracker_root_module: expected a module under `fully_shard`, got {name!r}, {what}. "
-            f"Fix: did you mean {' or '.join(map(repr, near))}?"
+            f"{_suggestion(name, sharded, 'Sharded')}"
         )
     if not name and len(outermost) > 1:
         raise ValueError(
             f"track_fsdp_mem: expected one outermost module under `fully_shard`, got {', '.join(outermost)}. "
             "Fix: name one as fsdp_mem_tracker_root_module."
         )
-    found = modules[name or outermost[0]]
-    if not isinstance(found, FSDPModule):  # for the type checker: it was found among those
-        raise TypeError(type(found).__name__)
-    return found
-
-
-def _inside(path: str, other: str) -> bool:
-    return path != other and (other == "" or path.startswith(f"{other}."))
+    return sharded[name or outermost[0]]
 
 
 def decorated_methods(module: nn.Module) -> set[str]:
@@ -80,39 +76,90 @@ def decorated_methods(module: nn.Module) -> set[str]:
     return {name for names in kinds for name, value in names.items() if getattr(value, DECORATED, False) is True}
 
 
+def _inside(path: str, other: str) -> bool:
+    return path != other and (other == "" or path.startswith(f"{other}."))
+
+
+def _suggestion(name: str, known: Iterable[str], heading: str) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"{heading}: {', '.join(sorted(known))}."
+
+
+def _number_problems(cfg: MemProfilerCfg) -> Iterator[str]:
+    warmup, end, depth = cfg.schedule.warmup_iters, cfg.schedule.max_iter, cfg.fsdp_mem_track_module_depth
+    wrong = [*_not_whole("schedule.warmup_iters", warmup), *_not_whole("fsdp_mem_track_module_depth", depth)]
+    if end is not None:
+        wrong += _not_whole("schedule.max_iter", end)
+    yield from wrong
+    if not wrong and end is not None and end <= warmup:
+        yield (
+            f"schedule: expected max_iter above warmup_iters, got {end} and {warmup}: no call would be measured. "
+            "Fix: max_iter counts from the first call, those of the warm-up included."
+        )
+    if cfg.fsdp_mem_tracker_units not in UNITS:
+        yield f"fsdp_mem_tracker_units: expected one of {', '.join(UNITS)}, got {cfg.fsdp_mem_tracker_units!r}."
+
+
+def _not_whole(place: str, value: object) -> list[str]:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return []
+    return [f"{place}: expected a whole number of at least 0, got {value!r}."]
+
+
+def _function_problems(cfg: MemProfilerCfg) -> Iterator[str]:
+    for place in ("memory_hooks", "saved_tensors_funcs"):
+        functions = getattr(cfg, place)
+        of_ours = set()
+        for each in fields(functions):
+            try:
+                of_ours.add(imported(getattr(functions, each.name)) is each.default)
+            except ValueError as error:
+                yield f"{place}.{each.name}: {error}"
+        if len(of_ours) > 1:
+            names = " and ".join(each.name for each in fields(functions))
+            yield f"{place}: expected both {names}, got one of them. Fix: give both, they work together."
+
+
+def _list_problems(cfg: MemProfilerCfg) -> Iterator[str]:
+    lists: dict[str, Collection[str] | None] = {
+        "save_hook_attrs": cfg.save_hook_attrs,
+        "retain_hooks_for_funcs": cfg.retain_hooks_for_funcs,
+    }
+    lists |= {f"collect_funcs.{each.name}": getattr(cfg.collect_funcs, each.name) for each in fields(cfg.collect_funcs)}
+    for place, names in lists.items():
+        if isinstance(names, str):
+            yield f"{place}: expected a list of names, got {names!r}. Fix: write [{names!r}]."
+
+
 def _method_problems(cfg: MemProfilerCfg, module: nn.Module) -> Iterator[str]:
     kind, decorated = type(module).__name__, decorated_methods(module)
     if not decorated:
         yield (
             f"{kind}: expected methods under @MemProfiler.memprofilable, got none. "
-            "Fix: decorate the methods to measure, such as training_step, or set enabled to False."
+            "Fix: decorate the methods to measure, such as training_step, or set enabled to false."
         )
         return
     for field, names in cfg.collect_funcs.named().items():
-        for name in sorted(names - decorated):
+        for name in sorted(set(names) - decorated):
             what = "a method that is not decorated" if hasattr(type(module), name) else f"no method of {kind}"
             yield (
                 f"collect_funcs.{field}: expected methods under @MemProfiler.memprofilable, got {name!r}, {what}. "
-                f"{_suggestion(name, decorated)}"
+                f"{_suggestion(name, decorated, 'Decorated')}"
             )
-    known = set(dir(type(module)))
-    for name in sorted(cfg.retain_hooks_for_funcs - known):
-        yield f"retain_hooks_for_funcs: got {name!r}, no method of {kind}. {_suggestion(name, decorated)}"
-
-
-def _suggestion(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Decorated: {', '.join(sorted(known))}."
+    for name in sorted(set(cfg.retain_hooks_for_funcs) - set(dir(type(module)))):
+        yield (
+            f"retain_hooks_for_funcs: expected methods under @MemProfiler.memprofilable, got {name!r}, "
+            f"no method of {kind}. {_suggestion(name, decorated, 'Decorated')}"
+        )
 
 
 def _attribute_problems(cfg: MemProfilerCfg, module: nn.Module) -> Iterator[str]:
-    if not cfg.enable_memory_hooks:
-        return
-    for name in cfg.save_hook_attrs:
-        for path, part in module.named_modules():
-            if hasattr(part, name):
-                yield (
-                    f"save_hook_attrs: expected attributes that only hooks set, got {name!r}, which "
-                    f"{path or type(module).__name__} has already. Fix: have the hook use another name."
-                )
-                break
+    for name in cfg.save_hook_attrs if cfg.enable_memory_hooks else ():
+        owner = next(
+            (path or type(module).__name__ for path, part in module.named_modules() if hasattr(part, name)), ""
+        )
+        if owner:
+            yield (
+                f"save_hook_attrs: expected attributes that only hooks set, got {name!r}, which {owner} has already. "
+                "Fix: have the hook use another name."
+            )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from .module_hooks import RECORDED, rss_after_forward, rss_before_forward
-from .saved_tensors import same
-
-UNITS = ("B", "KiB", "MiB", "GiB")
+from .saved_tensors import keep, unchanged
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,6 @@ class MemProfilerFuncs:
     """Methods in which the history of CUDA's caching allocator is recorded, if that is switched on."""
     fsdp: set[str] | None = None
     """Methods that run under FSDP2's memory tracker, if that is switched on."""
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            names = _names(f"collect_funcs.{each.name}", getattr(self, each.name))
-            object.__setattr__(self, each.name, names)
 
     def collects(self, kind: str, name: str) -> bool:
         """Whether a kind, which is the name of a field, is measured in a decorated method."""
@@ -59,17 +51,6 @@ class MemProfilerSchedule:
     max_iter: int | None = 10
     """The first call that is not measured any more; ``None``: no end, and files that grow with the training."""
 
-    def __post_init__(self) -> None:
-        _whole("schedule.warmup_iters", self.warmup_iters)
-        if self.max_iter is None:
-            return
-        _whole("schedule.max_iter", self.max_iter)
-        if self.max_iter <= self.warmup_iters:
-            raise ValueError(
-                f"schedule: expected `max_iter` above `warmup_iters`, got {self.max_iter} and {self.warmup_iters}: "
-                "no call would be measured. Fix: max_iter counts from the first call, the unmeasured ones included."
-            )
-
     def includes(self, iteration: int) -> bool:
         """Whether a call is measured."""
         return self.warmup_iters <= iteration and (self.max_iter is None or iteration < self.max_iter)
@@ -84,21 +65,15 @@ class MemoryHooks:
     post_forward: Callable[..., Any] | str = rss_after_forward
     """As ``torch.nn.Module.register_forward_hook`` takes it: ``hook(module, args, output)``."""
 
-    def __post_init__(self) -> None:
-        _import_all("memory_hooks", self)
-
 
 @dataclass(frozen=True)
 class SavedTensorsFuncs:
     """Functions, or import paths of functions, as ``torch.autograd.graph.saved_tensors_hooks`` takes them."""
 
-    pack: Callable[..., Any] | str = same
+    pack: Callable[..., Any] | str = keep
     """Takes a tensor that is kept for the backward pass, after it was counted; returns what is kept in its place."""
-    unpack: Callable[..., Any] | str = same
+    unpack: Callable[..., Any] | str = unchanged
     """Makes that tensor again of what ``pack`` has returned."""
-
-    def __post_init__(self) -> None:
-        _import_all("saved_tensors_funcs", self)
 
 
 @dataclass(frozen=True)
@@ -142,18 +117,6 @@ class MemProfilerCfg:
     retain_hooks_for_funcs: set[str] = field(default_factory=lambda: {"training_step"})
     """Methods after which the hooks stay on to the end of the batch, so that they see its backward pass."""
 
-    def __post_init__(self) -> None:
-        _whole("fsdp_mem_track_module_depth", self.fsdp_mem_track_module_depth)
-        if self.fsdp_mem_tracker_units not in UNITS:
-            raise ValueError(
-                f"fsdp_mem_tracker_units: expected one of {', '.join(UNITS)}, got {self.fsdp_mem_tracker_units!r}."
-            )
-        if self.save_dir is not None:
-            object.__setattr__(self, "save_dir", str(Path(self.save_dir)))
-        object.__setattr__(self, "save_hook_attrs", tuple(_listed("save_hook_attrs", self.save_hook_attrs)))
-        retained = _names("retain_hooks_for_funcs", self.retain_hooks_for_funcs)
-        object.__setattr__(self, "retain_hooks_for_funcs", retained or set())
-
 
 def imported(function: Callable[..., Any] | str) -> Callable[..., Any]:
     """Return a function, or import it from a path such as ``package.module.function``.
@@ -161,36 +124,14 @@ def imported(function: Callable[..., Any] | str) -> Callable[..., Any]:
     Raises:
         ValueError: There is none.
     """
-    if callable(function):
-        return function
-    module, _, name = function.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"expected a function or its import path, got {function!r}: {error}") from error
-    if not callable(found):
-        raise ValueError(f"expected a function or its import path, got {function!r}, a {type(found).__name__}")
-    return found  # type: ignore[no-any-return]
-
-
-def _import_all(place: str, functions: MemoryHooks | SavedTensorsFuncs) -> None:
-    for each in fields(functions):
+    if not isinstance(function, str):
+        found: Any = function
+    else:
+        module, _, name = function.rpartition(".")
         try:
-            imported(getattr(functions, each.name))
-        except ValueError as error:
-            raise ValueError(f"{place}.{each.name}: {error}") from error
-
-
-def _whole(place: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{place}: expected a whole number of at least 0, got {value!r}.")
-
-
-def _names(place: str, names: Iterable[str] | None) -> set[str] | None:
-    return None if names is None else set(_listed(place, names))
-
-
-def _listed(place: str, names: Iterable[str]) -> Collection[str]:
-    if isinstance(names, str) or not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{place}: expected a list of names, got {names!r}. Fix: write [{names!r}] for a single one.")
-    return names
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"expected a function or its import path, got {function!r}: {error}.") from error
+    if not callable(found):
+        raise ValueError(f"expected a function or its import path, got {function!r}, a {type(found).__name__}.")
+    return found  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage, nn
@@ -13,10 +13,33 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 
+from ._torch import version
 
-def same(packed: Any) -> Any:
-    """Keep a tensor as it is; without its history, which would hold the tensor in a circle."""
-    return packed.detach()
+
+class Kept(NamedTuple):
+    """A tensor that is kept for the backward pass."""
+
+    tensor: Tensor
+    version: int
+
+
+def keep(tensor: Tensor) -> Kept:
+    """Keep a tensor as it is, without its history, which would hold the tensor in a circle."""
+    return Kept(tensor.detach(), version(tensor))
+
+
+def unchanged(kept: Kept) -> Tensor:
+    """Give a tensor back.
+
+    Raises:
+        RuntimeError: It was changed in place; PyTorch says so itself only where there are no hooks.
+    """
+    if version(kept.tensor) != kept.version:
+        raise RuntimeError(
+            f"expected a tensor as it was when it was kept for the backward pass, got one of shape "
+            f"{list(kept.tensor.shape)} that was modified by an inplace operation since."
+        )
+    return kept.tensor
 
 
 class Count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,28 +18,26 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from finetuning_scheduler import FinetuningScheduler
 
-from . import _torch
-from .checks import check_folder, sharded_module
+from .checks import check_folder
 from .config import MemProfilerCfg, imported
 from .files import free_stem, write
 from .module_hooks import ModuleHooks
 from .saved_tensors import Count, SavedTensors
+from .tools import Tools
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Window:
-    """One measured call."""
+    """One measured call; ``outermost``: it is not inside another one, and the hooks were put on for it."""
 
     name: str
     key: str
+    outermost: bool
     count: Count = field(default_factory=Count)
-    hooks: ExitStack = field(default_factory=ExitStack)  # of the outermost call only
-    tools: ExitStack = field(default_factory=ExitStack)  # FSDP2's tracker, allocator history
-    has_hooks: bool = False
-    has_tools: bool = False
-    tracked: dict[str, Any] = field(default_factory=dict)  # by FSDP2's tracker, to be written with the next record
+    hooks: ExitStack = field(default_factory=ExitStack)
+    stop_tools: Callable[[], dict[str, Any]] | None = None
 
 
 class Session:
@@ -62,10 +60,10 @@ class Session:
         self._process = psutil.Process()
         self._device = trainer.strategy.root_device
         self._stem = self._make_stem()
-        self._sharded: Any = None
-        self._calls: Counter[tuple[int | None, str]] = Counter()
+        self._tools = Tools(cfg, trainer, module, self._stem)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # which Lightning sets
         self._scheduler = next((each for each in callbacks if isinstance(each, FinetuningScheduler)), None)
+        self._calls: Counter[tuple[int | None, str]] = Counter()
         self._inside: list[str] = []
         self._open: list[Window] = []
         self._lasting: list[Window] = []
@@ -77,8 +75,6 @@ class Session:
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
-
-    # --- around a call ---
 
     @contextmanager
     def measured(self, name: str, inputs: Any) -> Iterator[None]:
@@ -108,14 +104,11 @@ class Session:
         while self._lasting:
             window = self._lasting.pop()
             record = self._read(window)
-            window.tools.close()
-            self._write(window, "batch_end", record)
-            self._close(window)
+            self.snapshots[f"{window.key}.batch_end"] = record | self._close(window)
 
     def find_sharded_module(self) -> None:
         """Find what FSDP2's tracker follows, when the model is complete and no batch has come yet."""
-        if self.cfg.track_fsdp_mem and self._sharded is None:
-            self._sharded = sharded_module(self.module, self.cfg.fsdp_mem_tracker_root_module)
+        self._tools.find_sharded_module()
 
     def end(self) -> None:
         """Take everything off and write the files."""
@@ -125,15 +118,12 @@ class Session:
         if not self.snapshots:
             logger.warning("MemProfiler: no decorated method was called in what the schedule measures.")
             return
-        content = {
-            "about": {"stage": self._stage, "rank": self._trainer.global_rank, "world_size": self._trainer.world_size},
-            "snapshots": self.snapshots,
-        }
+        rank = self._trainer.global_rank
+        about = {"stage": self._stage, "rank": rank, "world_size": self._trainer.world_size}
+        content = {"about": about, "snapshots": self.snapshots}
         as_yaml, as_pickle = self.cfg.dump_memorystats_yaml, self.cfg.dump_memorystats_pickle
         for path in write(self._stem, content, as_yaml=as_yaml, as_pickle=as_pickle):
-            logger.info("MemProfiler: rank %d wrote %s", self._trainer.global_rank, path)
-
-    # --- inside ---
+            logger.info("MemProfiler: rank %d wrote %s", rank, path)
 
     def _next_key(self, name: str) -> str | None:
         """Count the call; name it if it is measured."""
@@ -155,63 +145,40 @@ class Session:
     def _begin(self, name: str, key: str, inputs: Any) -> Window:
         if not self._open:
             self.release()
-        window = Window(name, key, has_hooks=not self._open)
-        self._write(window, "start", self._statistics(name))
+        window = Window(name, key, outermost=not self._open)
+        self.snapshots[f"{key}.start"] = self._statistics(name)
         self._saved_tensors.counts.append(window.count)
-        if window.has_hooks and self.cfg.enable_memory_hooks:
+        if window.outermost and self.cfg.enable_memory_hooks:
             window.hooks.enter_context(self._module_hooks.on())
-        if window.has_hooks and self.cfg.enable_saved_tensors_hooks:
+        if window.outermost and self.cfg.enable_saved_tensors_hooks:
             window.hooks.enter_context(self._saved_tensors.on())
-        self._begin_tools(window, inputs)
+        window.stop_tools = self._tools.start(name, key, inputs)
         self._open.append(window)
         return window
-
-    def _begin_tools(self, window: Window, inputs: Any) -> None:
-        """Begin what can be at work only once at a time."""
-        if any(other.has_tools for other in [*self._open, *self._lasting]):
-            return
-        funcs = self.cfg.collect_funcs
-        if self._sharded is not None and funcs.collects("fsdp", window.name):
-            optimizer = next(iter(self._trainer.optimizers), None)
-            tracker = _torch.FSDPTracker(self._sharded, optimizer, inputs)
-            window.tools.callback(self._keep_tracked, window, tracker)
-            window.tools.enter_context(tracker)
-            window.has_tools = True
-        if self._records_history() and funcs.collects("cuda_allocator_history", window.name):
-            _torch.start_allocator_history()
-            path = self._stem.with_name(f"{self._stem.name}_{window.key}_allocator_history.pickle")
-            window.tools.callback(_torch.dump_allocator_history, path)
-            window.has_tools = True
 
     def _finish(self, window: Window) -> None:
         self._open.remove(window)
         record = self._read(window)
-        retained = window.has_hooks and window.name in self.cfg.retain_hooks_for_funcs
-        tracked = window.has_tools and window.name == "training_step"
-        if not retained:
+        if not (window.outermost and window.name in self.cfg.retain_hooks_for_funcs):
             window.hooks.close()
-        if not tracked:
-            window.tools.close()
-        self._write(window, "end", record)
-        if retained or tracked:
-            self._lasting.append(window)
-        else:
-            self._close(window)
+            if window.stop_tools is None or window.name != "training_step":  # whose backward pass is still to come
+                self.snapshots[f"{window.key}.end"] = record | self._close(window)
+                return
+        self.snapshots[f"{window.key}.end"] = record
+        self._lasting.append(window)
 
-    def _close(self, window: Window) -> None:
-        window.tools.close()
+    def _close(self, window: Window) -> dict[str, Any]:
+        """Take off what a call has put on; return what the tools have found."""
+        found = {} if window.stop_tools is None else window.stop_tools()
         window.hooks.close()
         self._saved_tensors.counts.remove(window.count)
-
-    def _write(self, window: Window, moment: str, record: dict[str, Any]) -> None:
-        self.snapshots[f"{window.key}.{moment}"] = record | window.tracked
-        window.tracked = {}
+        return found
 
     def _read(self, window: Window) -> dict[str, Any]:
         record = self._statistics(window.name)
         if self.cfg.enable_saved_tensors_hooks:
             record["saved_for_backward_bytes"] = window.count.bytes
-        if window.has_hooks and self.cfg.enable_memory_hooks:
+        if window.outermost and self.cfg.enable_memory_hooks:
             record["modules"] = self._module_hooks.records()
         return record
 
@@ -224,23 +191,10 @@ class Session:
             record["cuda"] = dict(torch.cuda.memory_stats(self._device))
         return record
 
-    def _keep_tracked(self, window: Window, tracker: _torch.FSDPTracker) -> None:
-        cfg = self.cfg
-        depth, units = cfg.fsdp_mem_track_module_depth, cfg.fsdp_mem_tracker_units
-        window.tracked = {"fsdp": tracker.numbers(depth)}
-        text = tracker.text(depth, units, cfg.fsdp_mem_tracker_tabulate)
-        with self._stem.with_name(f"{self._stem.name}_fsdp.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{window.key}\n{text}\n")
-
-    def _records_history(self) -> bool:
-        return self.cfg.cuda_allocator_history and self._device.type == "cuda"
-
-    # --- set-up ---
-
     def _make_stem(self) -> Path:
         cfg, trainer = self.cfg, self._trainer
         folder = Path(cfg.save_dir or trainer.log_dir or trainer.default_root_dir)
-        if cfg.dump_memorystats_yaml or cfg.dump_memorystats_pickle or cfg.track_fsdp_mem:
+        if cfg.dump_memorystats_yaml or cfg.dump_memorystats_pickle or cfg.track_fsdp_mem or cfg.cuda_allocator_history:
             check_folder(folder)
         return free_stem(folder, self._stage, trainer.global_rank)
 
