@@ -48,7 +48,7 @@ def sharded_module(model: nn.Module, name: str) -> nn.Module:
     Raises:
         ValueError: There is none, it is not sharded, or several are outermost.
     """
-    sharded = {path: module for path, module in model.named_modules() if isinstance(module, FSDPModule)}
+    sharded = [path for path, module in model.named_modules() if isinstance(module, FSDPModule)]
     outermost = [path for path in sharded if not any(_inside(path, other) for other in sharded)]
     if not sharded:
         raise ValueError(
@@ -67,7 +67,7 @@ def sharded_module(model: nn.Module, name: str) -> nn.Module:
             f"track_fsdp_mem: expected one outermost module under `fully_shard`, got {', '.join(outermost)}. "
             "Fix: name one as fsdp_mem_tracker_root_module."
         )
-    return sharded[name or outermost[0]]
+    return model.get_submodule(name or outermost[0])
 
 
 def decorated_methods(module: nn.Module) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import wraps
 from types import FunctionType
@@ -16,6 +17,7 @@ from .session import Session
 
 P = ParamSpec("P")
 R = TypeVar("R")
+logger = logging.getLogger(__name__)
 SESSION = "_memprofiler_session"  # of the module, while it is profiled
 
 
@@ -31,6 +33,8 @@ class MemProfiler(Callback):
 
     def __init__(self, cfg: MemProfilerCfg | None = None) -> None:
         self.cfg = MemProfilerCfg() if cfg is None else cfg
+        if not isinstance(self.cfg, MemProfilerCfg):
+            raise TypeError(f"MemProfiler: expected a MemProfilerCfg, got {type(self.cfg).__name__}.")
         self.snapshots: dict[str, dict[str, Any]] = {}
         self._session: Session | None = None
 
@@ -76,6 +80,8 @@ class MemProfiler(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the files and leave nothing behind on the module."""
+        if self._session is not None and not self.snapshots:
+            logger.warning("MemProfiler: no decorated method was called in what the schedule measures.")
         self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -116,7 +116,6 @@ class Session:
             self._close(window)
         self._open, self._lasting = [], []
         if not self.snapshots:
-            logger.warning("MemProfiler: no decorated method was called in what the schedule measures.")
             return
         rank = self._trainer.global_rank
         about = {"stage": self._stage, "rank": rank, "world_size": self._trainer.world_size}
