@@ -78,7 +78,8 @@ def counted(function: Any, model: nn.Module) -> int:
 def test_a_storage_counts_once_and_whole_and_a_parameter_not_at_all() -> None:
     model = nn.Linear(6, 6)
     x = torch.ones(10, requires_grad=True)
-    assert counted(lambda: x[:2].exp() * x[2:4].sin(), model) == 10 * FLOAT + 3 * 2 * FLOAT  # x; exp, sin, their product's
+    # All of x, for a part of it that sin keeps; the results of exp and sin, which their product keeps.
+    assert counted(lambda: x[:2].exp() * x[2:4].sin(), model) == 10 * FLOAT + 2 * 2 * FLOAT
     assert counted(lambda: model.weight.t() * model.weight.view(6, 6), model) == 0
 
 
@@ -279,10 +280,11 @@ def test_manual_optimization_and_calls_in_a_closure_are_measured(tmp_path: Path)
     assert kept["epoch_0.iter_0.optimizer_step.end"] == BATCH_BYTES + 2 * HIDDEN_BYTES
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch Profiler default schedule will be overridden")
 def test_beside_lightnings_profiler_of_pytorch(tmp_path: Path) -> None:
     profiler = pl.profilers.PyTorchProfiler(dirpath=tmp_path, filename="profile", export_to_chrome=False)
     assert fit(tmp_path, profiler=profiler)["rank_0.epoch_0.iter_0.training_step.end"]["rss_bytes"] > 0
-    assert "training_step" in (tmp_path / "fit-profile.txt").read_text(encoding="utf-8")
+    assert "aten::addmm" in (tmp_path / "fit-profile.txt").read_text(encoding="utf-8")
 
 
 # --- files and runs --------------------------------------------------------------------------------------------------
@@ -294,6 +296,7 @@ def test_the_files_hold_the_snapshots_and_no_run_overwrites_another(tmp_path: Pa
     written = []
     for run in (runner.fit, runner.validate, runner.fit):
         run(module)
+        runner.fit_loop.max_epochs += 1
         written.append(profiler.snapshots)
     names = ["memory_fit_rank_0", "memory_validate_rank_0", "memory_fit_2_rank_0"]
     folder = tmp_path / "memory"
@@ -325,9 +328,9 @@ def test_an_exception_leaves_files_and_no_hooks(tmp_path: Path) -> None:
     keys = list(read(tmp_path / "memory_fit_rank_0.yaml")["snapshots"])
     assert keys[-2:] == [f"rank_0.epoch_0.iter_1.training_step{part}.start" for part in ("", "-part")]
     assert hooks_on(module) == 0
-    assert set(vars(module)) == set(vars(Fails())) | {"_trainer", "prepare_data_per_node"} & set(vars(module))
-    x = torch.ones(1, requires_grad=True).exp()
-    assert x.grad_fn._raw_saved_result.data.grad_fn is None  # no hooks of ours are left for new graphs
+    assert memprofiler.SESSION not in vars(module)
+    with pytest.raises(RuntimeError, match="is at version 1"):  # PyTorch's own words: no hooks see what it keeps
+        torch.ones(1, requires_grad=True).exp().mul_(2).backward()
 
 
 class CopiesTheModule(pl.Callback):
@@ -421,23 +424,33 @@ def test_with_cuda_statistics_are_read_and_history_is_recorded_to_the_end_of_the
     """PyTorch's functions are replaced: no test has a GPU."""
     events: list[Any] = []
 
-    class OnCuda(pl.strategies.SingleDeviceStrategy):
-        root_device = torch.device("cuda", 0)
-        batch_to_device = staticmethod(lambda batch, *_, **__: batch)
-        model_to_device = setup_environment = teardown = lambda self: None
+    class Device(pl.strategies.SingleDeviceStrategy):
+        """Names a GPU while the profiler asks."""
+
+        asked = False
+
+        @property
+        def root_device(self) -> torch.device:
+            return torch.device("cuda", 0) if self.asked else torch.device("cpu")
+
+    class Asked(pl.Callback):
+        def __init__(self, asked: bool) -> None:
+            self.asked = asked
+
+        def setup(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+            trainer.strategy.asked = self.asked
 
     class Order(pl.Callback):
         def on_before_zero_grad(self, *_: Any) -> None:
-            events.append("step")
+            events.append("optimizer")
 
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"allocated_bytes.all.current": device.index + 7})
-    record = "_record_memory_history"
-    monkeypatch.setattr(torch.cuda.memory, record, lambda enabled="all": events.append(enabled))
-    monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: events.append(Path(path).name))
+    names = ("_record_memory_history", "_dump_snapshot")
+    monkeypatch.setattr(torch.cuda.memory, names[0], lambda enabled="all": events.append(enabled))
+    monkeypatch.setattr(torch.cuda.memory, names[1], lambda path: events.append(Path(path).name))
     profiler = MemProfiler(MemProfilerCfg(collect_funcs=ONLY_TRAINING, cuda_allocator_history=True))
-    runner = trainer(tmp_path, profiler, Order(), limit_train_batches=1, limit_val_batches=0)
-    runner.strategy.__class__ = OnCuda
-    runner.fit(Measured())
+    callbacks = (Asked(True), profiler, Asked(False), Order())
+    trainer(tmp_path, *callbacks, strategy=Device("cpu"), limit_train_batches=1, limit_val_batches=0).fit(Measured())
     assert profiler.snapshots["rank_0.epoch_0.iter_0.training_step.end"]["cuda"] == {"allocated_bytes.all.current": 7}
     name = "memory_fit_rank_0_rank_0.epoch_0.iter_0.training_step_allocator_history.pickle"
-    assert events == ["all", "step", name, None]
+    assert events == ["all", "optimizer", name, None]

@@ -33,13 +33,18 @@ class FSDPTracker:
     """FSDP2's memory tracker around a part of one batch.
 
     Args:
-        root: The module under ``fully_shard`` that is tracked, with what is in it.
+        model: Whose modules' names are written.
+        root: Name of the module under ``fully_shard`` that is tracked, with what is in it.
         optimizer: Its state is told apart from other tensors.
         inputs: Tensors in it are the batch.
+        depth: How many levels of modules are written, of which the root is the first.
     """
 
-    def __init__(self, root: nn.Module, optimizer: Optimizer | None, inputs: Any) -> None:
-        self._tracker = FSDPMemTracker(root, optimizer)
+    def __init__(self, model: nn.Module, root: str, optimizer: Optimizer | None, inputs: Any, depth: int) -> None:
+        module = model.get_submodule(root)
+        self._paths = {part: path for path, part in module.named_modules(prefix=root)}
+        self._root, self._depth = root, depth
+        self._tracker = FSDPMemTracker(module, optimizer)
         self._tracker.track_inputs(inputs)
 
     def __enter__(self) -> FSDPTracker:
@@ -49,13 +54,13 @@ class FSDPTracker:
     def __exit__(self, *error: Any) -> None:
         self._tracker.__exit__(*error)
 
-    def numbers(self, depth: int) -> dict[str, Any]:
-        """Bytes now and at the peak by device and use, and the total in each state of the modules down to a depth."""
+    def numbers(self) -> dict[str, Any]:
+        """Bytes now and at the peak by device and use, and the totals in each state of the modules."""
         modules = {}
-        for statistics in dict(self._tracker.memory_tracking).values():
-            if statistics.mod_fqn.count(".") < depth:
+        for module, statistics in dict(self._tracker.memory_tracking).items():
+            if self._level(module) <= self._depth:
                 states = {state.value: kinds(found[-1]) for state, found in statistics.snapshots.items()}
-                modules[statistics.mod_fqn] = {
+                modules[self._paths[module]] = {
                     state: {device: uses["Total"] for device, uses in devices.items()}
                     for state, devices in states.items()
                 }
@@ -65,12 +70,18 @@ class FSDPTracker:
             "modules_total_bytes": modules,
         }
 
-    def text(self, depth: int, units: str, tabulate: bool) -> str:
-        """The tracker's own account of the peak and of the modules down to a depth."""
+    def text(self, units: str, tabulate: bool) -> str:
+        """The tracker's own account of the peak and of the modules, which it names as their classes were called."""
+        known = dict(self._tracker.memory_tracking).items()
+        above = max((each.mod_fqn.count(".") + 1 - self._level(module) for module, each in known), default=0)
         with redirect_stdout(io.StringIO()) as text:
             self._tracker.display_snapshot("peak", units=units, tabulate=tabulate)
-            self._tracker.display_modulewise_snapshots(depth=depth, units=units, tabulate=tabulate)
+            self._tracker.display_modulewise_snapshots(depth=above + self._depth, units=units, tabulate=tabulate)
         return text.getvalue()
+
+    def _level(self, module: nn.Module) -> int:
+        below = self._paths[module].removeprefix(self._root)
+        return 1 + len([part for part in below.split(".") if part])
 
 
 def kinds(snapshot: dict[torch.device, dict[Any, int]]) -> dict[str, dict[str, int]]:

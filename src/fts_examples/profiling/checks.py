@@ -42,8 +42,8 @@ def check_folder(folder: Path) -> None:
         ) from error
 
 
-def sharded_module(model: nn.Module, name: str) -> nn.Module:
-    """Find the module that FSDP2's tracker follows: the one of that name, or the outermost one.
+def sharded_module(model: nn.Module, name: str) -> str:
+    """Name the module that FSDP2's tracker follows: the one of that name, or the outermost one.
 
     Raises:
         ValueError: There is none, it is not sharded, or several are outermost.
@@ -67,7 +67,7 @@ def sharded_module(model: nn.Module, name: str) -> nn.Module:
             f"track_fsdp_mem: expected one outermost module under `fully_shard`, got {', '.join(outermost)}. "
             "Fix: name one as fsdp_mem_tracker_root_module."
         )
-    return model.get_submodule(name or outermost[0])
+    return name or outermost[0]
 
 
 def decorated_methods(module: nn.Module) -> set[str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
 
 from . import _torch
 from .checks import sharded_module
@@ -28,7 +27,7 @@ class Tools:
     def __init__(self, cfg: MemProfilerCfg, trainer: Trainer, module: LightningModule, stem: Path) -> None:
         self._cfg, self._trainer, self._module, self._stem = cfg, trainer, module, stem
         self._history = cfg.cuda_allocator_history and trainer.strategy.root_device.type == "cuda"
-        self._sharded: nn.Module | None = None
+        self._sharded: str | None = None
         self._busy = False
 
     def find_sharded_module(self) -> None:
@@ -53,7 +52,8 @@ class Tools:
             return None
         if self._sharded is not None and funcs.collects("fsdp", name):
             optimizer = next(iter(self._trainer.optimizers), None)
-            tracker = _torch.FSDPTracker(self._sharded, optimizer, inputs)
+            depth = self._cfg.fsdp_mem_track_module_depth
+            tracker = _torch.FSDPTracker(self._module, self._sharded, optimizer, inputs, depth)
             stack.callback(self._keep, key, tracker, tracked)
             stack.enter_context(tracker)
             self._busy = True
@@ -73,8 +73,7 @@ class Tools:
         return self._stem.with_name(f"{self._stem.name}{ending}")
 
     def _keep(self, key: str, tracker: _torch.FSDPTracker, tracked: dict[str, Any]) -> None:
-        depth, units = self._cfg.fsdp_mem_track_module_depth, self._cfg.fsdp_mem_tracker_units
-        tracked["fsdp"] = tracker.numbers(depth)
-        text = tracker.text(depth, units, self._cfg.fsdp_mem_tracker_tabulate)
+        tracked["fsdp"] = tracker.numbers()
+        text = tracker.text(self._cfg.fsdp_mem_tracker_units, self._cfg.fsdp_mem_tracker_tabulate)
         with self._path("_fsdp.txt").open("a", encoding="utf-8") as file:
             file.write(f"{key}\n{text}\n")
