@@ -118,7 +118,7 @@ def test_a_module_that_is_not_sharded_is_told_before_any_kind_of_batch(
 def test_a_folder_that_cannot_be_written_to_is_told_before_the_first_batch(tmp_path: Path) -> None:
     module, file = Measured(), tmp_path / "file"
     file.touch()
-    with pytest.raises(ValueError, match="save_dir: expected a folder that can be written to, got '.*file/memory'"):
+    with pytest.raises(ValueError, match=r"save_dir: expected a folder that can be written to, got '.*file/memory'"):
         trainer(tmp_path, MemProfiler(MemProfilerCfg(save_dir=str(file / "memory")))).fit(module)
     assert module.batches == 0
 
@@ -142,14 +142,14 @@ class Undecorated(pl.LightningModule):
 
 
 def test_a_module_without_decorated_methods_is_told_unless_the_profiler_is_off(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Undecorated: expected methods under @MemProfiler.memprofilable, got none"):
+    with pytest.raises(ValueError, match=r"Undecorated: expected methods under @MemProfiler\.memprofilable, got none"):
         trainer(tmp_path, MemProfiler()).predict(Undecorated())
     trainer(tmp_path, MemProfiler(MemProfilerCfg(enabled=False))).predict(Undecorated())
 
 
 @pytest.mark.parametrize("wrong", [property(hook), 3])
 def test_only_methods_are_decorated(wrong: Any) -> None:
-    with pytest.raises(TypeError, match="@MemProfiler.memprofilable: expected a method, got"):
+    with pytest.raises(TypeError, match=r"@MemProfiler\.memprofilable: expected a method, got"):
         MemProfiler.memprofilable(wrong)
 
 
@@ -176,7 +176,10 @@ CONFIG = {
         "pre_forward": "fts_examples.profiling.module_hooks.rss_before_forward",
         "post_forward": "fts_examples.profiling.module_hooks.rss_after_forward",
     },
-    "saved_tensors_funcs": {"pack": "torch.Tensor.detach", "unpack": "torch.Tensor.detach"},
+    "saved_tensors_funcs": {
+        "pack": "fts_examples.profiling.saved_tensors.keep",
+        "unpack": "fts_examples.profiling.saved_tensors.unchanged",
+    },
     "save_hook_attrs": ["forward_calls"],
     "retain_hooks_for_funcs": ["part"],
 }
