@@ -50,6 +50,11 @@ def hook(*_: Any) -> None: ...
 
 PREFIX = "expected methods under @MemProfiler.memprofilable, got"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "dictionary": (
+        {"collect_funcs": {"cpu": {"part"}}},
+        "collect_funcs: expected a MemProfilerFuncs, got {'cpu': {'par",
+    ),
+    "word": ({"enable_memory_hooks": "no"}, "enable_memory_hooks: expected a bool, got 'no'."),
     "negative": (
         {"schedule": MemProfilerSchedule(-1, -2)},
         "schedule.warmup_iters: expected a whole number of at least 0, got -1.\nschedule.max_iter: expected a whole ",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 from torch import nn
@@ -19,7 +19,9 @@ UNITS = ("B", "KiB", "MiB", "GiB")
 
 def check_module(cfg: MemProfilerCfg, module: nn.Module) -> None:
     """Raise a ValueError with all that is wrong, if anything is."""
-    problems = [*_number_problems(cfg), *_function_problems(cfg), *_list_problems(cfg)]
+    problems = list(_kind_problems(cfg))
+    if not problems:
+        problems = [*_number_problems(cfg), *_function_problems(cfg), *_list_problems(cfg)]
     if not problems:
         problems = [*_method_problems(cfg, module), *_attribute_problems(cfg, module)]
     if problems:
@@ -83,6 +85,14 @@ def _inside(path: str, other: str) -> bool:
 def _suggestion(name: str, known: Iterable[str], heading: str) -> str:
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"Did you mean {near[0]!r}?" if near else f"{heading}: {', '.join(sorted(known))}."
+
+
+def _kind_problems(cfg: MemProfilerCfg) -> Iterator[str]:
+    for each in fields(cfg):
+        default = each.default if each.default is not MISSING else getattr(MemProfilerCfg(), each.name)
+        value, kind = getattr(cfg, each.name), type(default)
+        if (kind is bool or is_dataclass(default)) and not isinstance(value, kind):
+            yield f"{each.name}: expected a {kind.__name__}, got {value!r}."
 
 
 def _number_problems(cfg: MemProfilerCfg) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from .checks import DECORATED, check_module
+from .checks import DECORATED, check_module, decorated_methods
 from .config import MemProfilerCfg
 from .session import Session
 
@@ -80,8 +80,9 @@ class MemProfiler(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the files and leave nothing behind on the module."""
-        if self._session is not None and not self.snapshots:
-            logger.warning("MemProfiler: no decorated method was called in what the schedule measures.")
+        if self._session is not None and not self.snapshots and trainer.is_global_zero:
+            names = ", ".join(sorted(decorated_methods(pl_module)))
+            logger.warning("MemProfiler: nothing was measured in %s. Decorated methods: %s.", stage, names)
         self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

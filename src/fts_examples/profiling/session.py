@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from finetuning_scheduler import FinetuningScheduler
 
@@ -122,7 +123,7 @@ class Session:
         content = {"about": about, "snapshots": self.snapshots}
         as_yaml, as_pickle = self.cfg.dump_memorystats_yaml, self.cfg.dump_memorystats_pickle
         for path in write(self._stem, content, as_yaml=as_yaml, as_pickle=as_pickle):
-            logger.info("MemProfiler: rank %d wrote %s", rank, path)
+            rank_zero_info(f"MemProfiler has written {path}.")
 
     def _next_key(self, name: str) -> str | None:
         """Count the call; name it if it is measured."""
@@ -205,6 +206,6 @@ class Session:
 
     def _say_what_cannot_be_collected(self) -> None:
         asked = self.cfg.cuda_allocator_history or self.cfg.collect_funcs.cuda is not None
-        if self._device.type != "cuda":
+        if self._device.type != "cuda" and self._trainer.is_global_zero:
             level = logging.WARNING if asked else logging.INFO
             logger.log(level, "MemProfiler: no CUDA statistics, the trainer's device is %s.", self._device)
