@@ -52,7 +52,7 @@ PREFIX = "expected methods under @MemProfiler.memprofilable, got"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "dictionary": (
         {"collect_funcs": {"cpu": {"part"}}},
-        "collect_funcs: expected a MemProfilerFuncs, got {'cpu': {'par",
+        "collect_funcs: expected a MemProfilerFuncs, got {'cpu'",
     ),
     "word": ({"enable_memory_hooks": "no"}, "enable_memory_hooks: expected a bool, got 'no'."),
     "negative": (

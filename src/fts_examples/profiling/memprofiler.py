@@ -81,7 +81,7 @@ class MemProfiler(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the files and leave nothing behind on the module."""
         if self._session is not None and not self.snapshots and trainer.is_global_zero:
-            names = ", ".join(sorted(decorated_methods(pl_module)))
+            stage, names = self._session.stage, ", ".join(sorted(decorated_methods(pl_module)))
             logger.warning("MemProfiler: nothing was measured in %s. Decorated methods: %s.", stage, names)
         self._end()
 

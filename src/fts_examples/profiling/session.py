@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 
 from finetuning_scheduler import FinetuningScheduler
 
@@ -57,7 +57,7 @@ class Session:
         self.cfg, self.module = cfg, module
         self.snapshots: dict[str, dict[str, Any]] = {}
         self._trainer = trainer
-        self._stage = "run" if trainer.state.fn is None else trainer.state.fn.value  # fit, validate, test, predict
+        self.stage = "run" if trainer.state.fn is None else trainer.state.fn.value  # fit, validate, test, predict
         self._process = psutil.Process()
         self._device = trainer.strategy.root_device
         self._stem = self._make_stem()
@@ -119,7 +119,7 @@ class Session:
         if not self.snapshots:
             return
         rank = self._trainer.global_rank
-        about = {"stage": self._stage, "rank": rank, "world_size": self._trainer.world_size}
+        about = {"stage": self.stage, "rank": rank, "world_size": self._trainer.world_size}
         content = {"about": about, "snapshots": self.snapshots}
         as_yaml, as_pickle = self.cfg.dump_memorystats_yaml, self.cfg.dump_memorystats_pickle
         for path in write(self._stem, content, as_yaml=as_yaml, as_pickle=as_pickle):
@@ -196,7 +196,7 @@ class Session:
         folder = Path(cfg.save_dir or trainer.log_dir or trainer.default_root_dir)
         if cfg.dump_memorystats_yaml or cfg.dump_memorystats_pickle or cfg.track_fsdp_mem or cfg.cuda_allocator_history:
             check_folder(folder)
-        return free_stem(folder, self._stage, trainer.global_rank)
+        return free_stem(folder, self.stage, trainer.global_rank)
 
     def _make_hooks(self) -> tuple[ModuleHooks, SavedTensors]:
         memory, saved = self.cfg.memory_hooks, self.cfg.saved_tensors_funcs
