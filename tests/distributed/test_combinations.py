@@ -52,9 +52,10 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    asked = [getattr(item, "callspec", None) for item in request.session.items if item.module is request.module]
-    pairs = {(spec.params["way"], spec.params["feature"]) for spec in asked if spec and "way" in spec.params}
-    alone = {(way, name) for _, name in pairs for way in (matrix.ALONE, matrix.RUNNER)}
+    specs = [getattr(item, "callspec", None) for item in request.session.items if item.module is request.module]
+    asked = [spec.params for spec in specs if spec is not None]
+    pairs = {(each["way"], each["feature"]) for each in asked if "way" in each}
+    alone = {(way, each["feature"]) for each in asked for way in (matrix.ALONE, matrix.RUNNER)}
     return Runs(tmp_path_factory, pairs | alone)
 
 

@@ -14,11 +14,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "support_matrix.md"
 
 
 class Status(Enum):
-    """What becomes of a combination: symbol and word."""
+    """What becomes of a combination: symbol and word, or a word."""
 
     SUPPORTED = "✓ yes"
     REFUSED = "✗ refused"
-    ABSENT = "– none"
+    ABSENT = "none"
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ FSDP2, TENSOR, MESH = "fsdp2", "tensor parallel", "2-d mesh"
 WAYS = {
     ALONE: "one device",
     DDP: "DDP",
-    UNUSED: "DDP, `find_unused_ parameters`",
+    UNUSED: "DDP, `find_unused_parameters`",
     FSDP: "FSDP",
-    FLAT: "FSDP, `use_orig_ params=False`",
+    FLAT: "FSDP, `use_orig_params=False`",
     FSDP2: "FSDP2",
     TENSOR: "tensor parallel",
-    MESH: "FSDP2 × tensor parallel",
+    MESH: "FSDP2 and tensor parallel",
     RUNNER: "`PhaseRunner`",
     RUNNER_DDP: "`PhaseRunner`, DDP",
 }
@@ -105,7 +105,8 @@ MESSAGES = {
     "whole": "expected a checkpoint of all parameters, since a sharded model is restored whole, got ",
     "flat-decay": "expected no `no_decay` list with FSDP's use_orig_params=False, which merges parameters, got one. ",
     "norm": "expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by norm. ",
-    "kinds": "expected gradients that can be clipped together, got those of plain tensors or of several meshes beside ",
+    "kinds": "expected gradients that can be clipped together, got those of plain tensors or of several meshes beside "
+    "distributed ones. ",
     "averaging": "since Lightning cannot average shards, got EMAWeightAveraging. Fix: Drop the callback, or use DDP.",
 }
 REFUSED: dict[tuple[str, str], str] = {
@@ -247,10 +248,10 @@ Every cell is shown by a test, of which the second table has the name: `python -
 - **✓ yes**: a run on several ranks equals the run on one device, and that equals a plain loop written without this
   package: phases, parameter groups, learning rates and, up to rounding, weights.
 - **✗ refused**: an error says why and what to do instead; the footnote has the message.
-- **– none**: there is no such thing here; the footnote says why.
+- **none**: there is no such thing here; the footnote says why.
 
-The tests train a small network with AdamW in 2 processes on CPUs (4 for FSDP2 × tensor parallel), with PyTorch's gloo.
-GPUs take part in none of them.
+The tests train small networks, in 2 processes on CPUs (4 for FSDP2 and tensor parallel) where there are several. GPUs
+take part in none of them.
 """
 
 
