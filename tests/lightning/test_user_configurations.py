@@ -243,7 +243,7 @@ CASES = {
   new_lr_scheduler:
     lr_scheduler_init:
       class_path: torch.optim.lr_scheduler.ReduceLROnPlateau
-      init_args: {mode: min, factor: 0.5, patience: 0, min_lr: [4.0e-02, 1e-03]}
+      init_args: {mode: min, factor: 0.5, patience: 0, min_lr: 2e-03}
     pl_lrs_cfg: {interval: epoch, frequency: 1, monitor: val_loss, strict: true, name: Plateau}
 """,
         (
@@ -251,9 +251,10 @@ CASES = {
             Epoch(1, (0.1, 0.01), scheduler="ReduceLROnPlateau"),
             Epoch(1, (0.1, 0.01), scheduler="ReduceLROnPlateau"),
             Epoch(1, (0.05, 0.005), scheduler="ReduceLROnPlateau"),
-            Epoch(1, (0.04, 0.0025), scheduler="ReduceLROnPlateau"),
+            Epoch(1, (0.025, 0.0025), scheduler="ReduceLROnPlateau"),
+            Epoch(1, (0.0125, 0.002), scheduler="ReduceLROnPlateau"),
         ),
-        scores=(5.0, 4.0, 4.5, 4.25, 4.1),
+        scores=(5.0, 4.0, 4.5, 4.25, 4.1, 4.2),
     ),
     "a scheduler by step": Case(
         """
@@ -335,7 +336,9 @@ def test_a_function_cannot_be_written_in_a_file(tmp_path: Path) -> None:
     )
     recipe = Recipe(**(vars(RECIPE) | {"epochs": 1, "scores": FALLING}))
     session = Session(recipe, tmp_path, scheduler_options={"ft_schedule": path})
-    with pytest.raises(MisconfigurationException, match=r"mine\.yaml:6.*does not take `init_args`.*not callable"):
+    with pytest.raises(
+        MisconfigurationException, match=r"mine\.yaml:\d+, phase 1.*does not take `init_args`.*not callable"
+    ):
         session.fit()
 
 
@@ -435,7 +438,10 @@ EXPLICIT_EPOCHS = (
     Epoch(0, (0.05, 0.05), decay=(0.1, 0.0)),
     Epoch(1, (1e-3, 1e-3, 2e-3, 2e-3), scheduler="CosineAnnealingLR", decay=(0.1, 0.0) * 2),
     Epoch(
-        1, tuple(rate * (1 + math.cos(math.pi / 2)) / 2 for rate in (1e-3, 1e-3, 2e-3, 2e-3)), "AdamW", "CosineAnnealingLR"
+        1,
+        tuple(rate * (1 + math.cos(math.pi / 2)) / 2 for rate in (1e-3, 1e-3, 2e-3, 2e-3)),
+        "AdamW",
+        "CosineAnnealingLR",
     ),
 )
 
@@ -448,7 +454,7 @@ EXPLICIT_EPOCHS = (
 def test_a_configuration_of_the_command_line(
     text: str, module: type[Toy], expected: tuple[Epoch, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    schedule, config = tmp_path / "schedule.yaml", tmp_path / "config.yaml"
+    schedule, config = tmp_path / "schedule.yaml", tmp_path / "mine.yaml"
     schedule.write_text(EXPLICIT_SCHEDULE, encoding="utf-8")
     config.write_text(text.replace("SCHEDULE", str(schedule)).replace("ROOT", str(tmp_path)), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["program"])

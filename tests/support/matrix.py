@@ -82,12 +82,13 @@ FEATURES = {
 }
 
 NOTES = {
-    "whole": "The message: *expected a checkpoint of all parameters, since a sharded model is restored whole*. It comes at "
-    "the first transition that restores, since only then it is known what a file holds. With `restore_best=False` any "
+    "whole": "The message: *expected a checkpoint of all parameters, since a sharded model is restored whole*. It comes "
+    "at the first transition that restores, since only then it is known what a file holds. With `restore_best=False` any "
     "file may be saved.",
-    "flat-decay": "The message: *expected no `no_decay` list with FSDP's use_orig_params=False, which merges parameters*.",
-    "norm": "The message: *expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by norm*. "
-    "With `configure_gradient_clipping` overridden as the page on [FSDP](strategies/fsdp.md) shows, it works.",
+    "flat-decay": "The message: *expected no `no_decay` list with FSDP's use_orig_params=False, which merges "
+    "parameters*.",
+    "norm": "The message: *expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by "
+    "norm*. With `configure_gradient_clipping` overridden as the page on [FSDP](strategies/fsdp.md) shows, it works.",
     "kinds": "The message: *expected gradients that can be clipped together, got those of plain tensors or of several "
     "meshes beside distributed ones*; here some layers are left plain or are sharded over one dimension only. The page "
     "on [tensor parallel](strategies/tensor_parallel.md) shows the method to override.",
@@ -136,6 +137,7 @@ CASE_OF = {
 }
 EQUIVALENCE, CONFIGURATIONS = "tests/lightning/test_equivalence.py", "tests/lightning/test_configurations.py"
 LOOP = "tests/core/test_loop.py"
+SLIM = "tests/programs_optimizers/test_slim_checkpoints.py"
 # Combinations that other tests show; `tests/distributed/test_combinations.py` shows all others.
 ELSEWHERE: dict[tuple[str, str], tuple[str, ...]] = {
     **{
@@ -165,9 +167,7 @@ ELSEWHERE: dict[tuple[str, str], tuple[str, ...]] = {
     (ALONE, "generated schedule"): (f"{EQUIVALENCE}::test_implicit_mode_thaws_pairs_from_the_last_layer_to_the_first",),
     (ALONE, "restored best"): (f"{EQUIVALENCE}::test_schedule[early-stopping-adamw-constant-restore]",),
     (ALONE, "resumed"): ("tests/lightning/test_resume.py::test_resuming_from_any_moment",),
-    (ALONE, "slim checkpoints"): (
-        "tests/programs_optimizers/test_slim_checkpoints.py::test_a_fit_with_slim_checkpoints_is_the_fit_with_whole_ones",
-    ),
+    (ALONE, "slim checkpoints"): (f"{SLIM}::test_a_fit_with_slim_checkpoints_is_the_fit_with_whole_ones",),
     (ALONE, "transitions inside an epoch"): (f"{CONFIGURATIONS}::test_transitions_inside_an_epoch",),
     (ALONE, "no_decay"): (f"{EQUIVALENCE}::test_no_decay_parameters_get_a_group_of_their_own",),
     (ALONE, "warm-up"): ("tests/lightning/test_reinitialisation.py::test_warm_up_scales_what_the_optimizer_sees",),
