@@ -6,7 +6,6 @@ halves it after every epoch.
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -82,9 +82,9 @@ FEATURES = {
 }
 
 NOTES = {
-    "whole": "The message: *expected a checkpoint of all parameters, since a sharded model is restored whole*. It comes "
-    "at the first transition that restores, since only then it is known what a file holds. With `restore_best=False` any "
-    "file may be saved.",
+    "whole": "The message: *expected a checkpoint of all parameters, since a sharded model is restored whole*. It "
+    "comes at the first transition that restores, since only then it is known what a file holds. With "
+    "`restore_best=False` any file may be saved.",
     "flat-decay": "The message: *expected no `no_decay` list with FSDP's use_orig_params=False, which merges "
     "parameters*.",
     "norm": "The message: *expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by "
