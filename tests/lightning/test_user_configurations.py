@@ -436,12 +436,7 @@ EXPLICIT_EPOCHS = (
     Epoch(0, (0.1, 0.1), decay=(0.1, 0.0)),
     Epoch(0, (0.05, 0.05), decay=(0.1, 0.0)),
     Epoch(1, (1e-3, 1e-3, 2e-3, 2e-3), scheduler="CosineAnnealingLR", decay=(0.1, 0.0) * 2),
-    Epoch(
-        1,
-        tuple(rate * (1 + math.cos(math.pi / 2)) / 2 for rate in (1e-3, 1e-3, 2e-3, 2e-3)),
-        "AdamW",
-        "CosineAnnealingLR",
-    ),
+    Epoch(1, (5e-4, 5e-4, 1e-3, 1e-3), scheduler="CosineAnnealingLR"),  # half way down to 0
 )
 
 
