@@ -246,8 +246,8 @@ HEAD = """# What combines with what
 Every cell is shown by a test, of which the second table has the name: `python -m pytest 'NAME'` runs it.
 
 - **✓ yes**: phases, parameter groups, learning rates and, up to rounding, weights of a run on several ranks are those
-  of the run on one device. What one device does is compared with a plain loop written without this package or with values
-  worked out by hand; some features that the plain loop does not have, with `PhaseRunner` in a loop of its own.
+  of the run on one device. What one device does is compared with a plain loop written without this package or with
+  values worked out by hand; some features that the plain loop does not have, with `PhaseRunner` in a loop of its own.
 - **✗ refused**: an error says why and what to do instead; the footnote has the message.
 - **none**: there is no such thing here; the footnote says why.
 
