@@ -1,0 +1,91 @@
+"""Fine-tune a small Llama-style decoder by a schedule, with FSDP2 or tensor parallel.
+
+Run it in this folder, for example with ``python mp_examples.py fit --config config/fts_fsdp_auto_plan.yaml``: on two
+GPUs, or on two processes of a machine without any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+import torch.distributed
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
+
+from fts_examples.model_parallel.decoder import Decoder, DecoderConfig
+from fts_examples.model_parallel.sequences import CountingSequences
+from fts_examples.model_parallel.tensor_parallel import PlanName, parallelize
+
+
+class DecoderModule(L.LightningModule):
+    """Learns to predict the next token.
+
+    Args:
+        decoder: Sizes of the decoder.
+        tp_plan: How a tensor-parallel mesh is used, if the strategy has one: see :func:`.parallelize`. Sharding by
+            FSDP2 is left to the ``fsdp_plan`` of the strategy adapter.
+        lr: Learning rate of phase 0.
+    """
+
+    def __init__(self, decoder: DecoderConfig, tp_plan: PlanName | None = None, lr: float = 1e-2) -> None:
+        super().__init__()
+        self.model = Decoder(decoder)
+        self.tp_plan = tp_plan
+        self.lr = lr
+
+    def configure_model(self) -> None:
+        """Parallelise the decoder, once, over the ranks that the strategy has for that.
+
+        Raises:
+            ValueError: There are such ranks but no plan for them, or the decoder's sizes do not fit.
+        """
+        mesh = None if self.device_mesh is None else self.device_mesh["tensor_parallel"]
+        if mesh is None or mesh.size() == 1 or any(isinstance(p, DTensor) for p in self.model.parameters()):
+            return
+        if self.tp_plan is None:
+            message = f"expected a tp_plan, since the strategy has tensor_parallel_size={mesh.size()}, got none"
+            raise ValueError(f"{message}. Fix: Set model.tp_plan to 'tensor' or 'sequence', or the size to 1.")
+        parallelize(self.model, mesh, self.tp_plan)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of a token."""
+        tokens, following = batch
+        return cross_entropy(self.model(tokens).flatten(0, 1), following.flatten())
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        """Log the loss that ends phases and chooses checkpoints, the same on all ranks."""
+        self.log("val_loss", self.training_step(batch, batch_idx), prog_bar=True, sync_dist=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Optimize with AdamW; the schedule decides which parameters it holds."""
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+class ModelParallelCLI(LightningCLI):
+    """Lightning's command line, with one vocabulary for data and decoder."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Say that the data has the decoder's vocabulary."""
+        parser.link_arguments("model.decoder.vocab_size", "data.vocab_size")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what a command line says, ``sys.argv`` if none is given."""
+    try:
+        ModelParallelCLI(
+            DecoderModule,
+            CountingSequences,
+            args=None if arguments is None else list(arguments),
+            seed_everything_default=42,
+        )
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
