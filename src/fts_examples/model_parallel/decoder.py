@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+class SizeError(ValueError):
+    """A size of a decoder that does not fit the others, or the devices that share the decoder."""
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """Sizes of a :class:`Decoder`.
@@ -30,7 +34,7 @@ class DecoderConfig:
         norm_eps: Added to the mean square before its root is taken.
 
     Raises:
-        ValueError: A size does not fit the others; the message names it.
+        SizeError: A size does not fit the others; the message names it.
     """
 
     vocab_size: int = 32
@@ -45,18 +49,18 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "rope_base", "norm_eps"):
             if not (value := getattr(self, name)) > 0:
-                raise ValueError(f"expected {name} to be positive, got {value}. Fix: Give {name} a positive value.")
+                raise SizeError(f"expected {name} to be positive, got {value}. Fix: Give {name} a positive value.")
         if self.dim % self.n_heads:
             fix = f"Set dim to a multiple of {self.n_heads}, or change n_heads."
-            raise ValueError(f"expected n_heads to divide dim={self.dim}, got n_heads={self.n_heads}. Fix: {fix}")
+            raise SizeError(f"expected n_heads to divide dim={self.dim}, got n_heads={self.n_heads}. Fix: {fix}")
         if self.n_heads % self.n_kv_heads:
             fix = f"Set n_kv_heads to a divisor of {self.n_heads}."
             message = f"expected n_kv_heads to divide n_heads={self.n_heads}, got n_kv_heads={self.n_kv_heads}"
-            raise ValueError(f"{message}. Fix: {fix}")
+            raise SizeError(f"{message}. Fix: {fix}")
         if self.head_dim % 2:
             fix = f"Set dim to a multiple of {2 * self.n_heads}."
             message = "expected dim / n_heads to be even, since the rotary embedding turns pairs of values"
-            raise ValueError(f"{message}, got {self.dim} / {self.n_heads} = {self.head_dim}. Fix: {fix}")
+            raise SizeError(f"{message}, got {self.dim} / {self.n_heads} = {self.head_dim}. Fix: {fix}")
 
     @property
     def head_dim(self) -> int:
@@ -145,7 +149,7 @@ class Attention(nn.Module):
 
         How many heads there are follows from ``x``: under tensor parallel a rank computes its share of them.
         """
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -196,7 +200,7 @@ class Decoder(nn.Module):
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (batch, length) to logits (batch, length, vocab_size); those of a position are for the next one."""
+        """Map tokens (batch, length) to logits (batch, length, vocab_size) of the tokens one position on."""
         rotation = self.rotary(tokens.shape[1])
         x = self.tok_embeddings(tokens)
         for layer in self.layers:

@@ -6,17 +6,19 @@ GPUs, or on two processes of a machine without any.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import lightning as L
 import torch
 import torch.distributed
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
-from fts_examples.model_parallel.decoder import Decoder, DecoderConfig
+from fts_examples.model_parallel.decoder import Decoder, DecoderConfig, SizeError
 from fts_examples.model_parallel.sequences import CountingSequences
 from fts_examples.model_parallel.tensor_parallel import PlanName, parallelize
 
@@ -41,14 +43,16 @@ class DecoderModule(L.LightningModule):
         """Parallelise the decoder, once, over the ranks that the strategy has for that.
 
         Raises:
-            ValueError: There are such ranks but no plan for them, or the decoder's sizes do not fit.
+            MisconfigurationException: There are such ranks but no plan for them.
+            SizeError: The decoder's sizes do not fit their number.
         """
         mesh = None if self.device_mesh is None else self.device_mesh["tensor_parallel"]
         if mesh is None or mesh.size() == 1 or any(isinstance(p, DTensor) for p in self.model.parameters()):
             return
         if self.tp_plan is None:
             message = f"expected a tp_plan, since the strategy has tensor_parallel_size={mesh.size()}, got none"
-            raise ValueError(f"{message}. Fix: Set model.tp_plan to 'tensor' or 'sequence', or the size to 1.")
+            fix = "Set model.tp_plan to 'tensor' or 'sequence', or tensor_parallel_size to 1."
+            raise MisconfigurationException(f"{message}. Fix: {fix}")
         parallelize(self.model, mesh, self.tp_plan)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -72,19 +76,43 @@ class ModelParallelCLI(LightningCLI):
         """Say that the data has the decoder's vocabulary."""
         parser.link_arguments("model.decoder.vocab_size", "data.vocab_size")
 
+    def before_instantiate_classes(self) -> None:
+        """Find what Lightning reports without a word on what to do.
+
+        Raises:
+            MisconfigurationException: GPUs are asked for and there is none, or the mesh does not have as many places as
+                there are devices.
+        """
+        trainer = self.config[self.subcommand].trainer
+        if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            message = f"expected a GPU for trainer.accelerator={trainer.accelerator}, got none"
+            raise MisconfigurationException(f"{message}. Fix: Use --trainer.accelerator auto, or cpu.")
+        mesh = getattr(trainer.strategy, "init_args", None) or {}
+        numbers = [mesh.get("data_parallel_size"), mesh.get("tensor_parallel_size"), trainer.num_nodes, trainer.devices]
+        if not all(str(number).isdecimal() for number in numbers):
+            return  # "auto"
+        data, tensor, nodes, devices = (int(number) for number in numbers)
+        if data * tensor != nodes * devices:
+            message = (
+                f"expected data_parallel_size={data} times tensor_parallel_size={tensor} to be the number of ranks"
+            )
+            fix = "Change trainer.devices, or a size, as --trainer.strategy.init_args.data_parallel_size."
+            raise MisconfigurationException(f"{message}, got {nodes * devices}. Fix: {fix}")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what a command line says, ``sys.argv`` if none is given."""
+    words = None if arguments is None else list(arguments)
     try:
-        ModelParallelCLI(
-            DecoderModule,
-            CountingSequences,
-            args=None if arguments is None else list(arguments),
-            seed_everything_default=42,
-        )
+        cli = ModelParallelCLI(DecoderModule, CountingSequences, args=words, seed_everything_default=42)
+    except (MisconfigurationException, SizeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+    for process in getattr(cli.trainer.strategy.launcher, "procs", ()):
+        process.wait()  # the other ranks, which this one has started; their ends may take a moment longer
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ class CountingSequences(L.LightningDataModule):
         length: int = 16,
         steps: int = 4,
         batch_size: int = 16,
-        train_rows: int = 512,
-        validation_rows: int = 128,
+        train_rows: int = 256,
+        validation_rows: int = 64,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from .decoder import Decoder, DecoderConfig
+from .decoder import Decoder, DecoderConfig, SizeError
 
 PlanName = Literal["tensor", "sequence"]
 
@@ -31,7 +31,7 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, plan: PlanName) -> None:
             et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), arXiv:2205.05198.
 
     Raises:
-        ValueError: The decoder's sizes do not fit the number of ranks.
+        SizeError: The decoder's sizes do not fit the number of ranks.
     """
     _check_sizes(decoder.config, mesh.size())
     styles = _tensor_plan() if plan == "tensor" else _sequence_plan()
@@ -44,7 +44,7 @@ def _check_sizes(config: DecoderConfig, ranks: int) -> None:
         size = getattr(config, name)
         if size % ranks:
             fix = f"Use a tensor_parallel_size that divides {size}, or change {name}."
-            raise ValueError(
+            raise SizeError(
                 f"expected {name} to be a multiple of the {ranks} tensor-parallel ranks, got {name}={size}. Fix: {fix}"
             )
 
