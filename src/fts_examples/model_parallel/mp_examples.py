@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from fts_examples.model_parallel.decoder import Decoder, DecoderConfig, SizeError
 from fts_examples.model_parallel.sequences import CountingSequences
 from fts_examples.model_parallel.tensor_parallel import PlanName, parallelize
+from fts_examples.profiling.memprofiler import MemProfiler
 
 
 class DecoderModule(L.LightningModule):
@@ -55,14 +56,19 @@ class DecoderModule(L.LightningModule):
             raise MisconfigurationException(f"{message}. Fix: {fix}")
         parallelize(self.model, mesh, self.tp_plan)
 
+    @MemProfiler.memprofilable
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss of a token."""
-        tokens, following = batch
-        return cross_entropy(self.model(tokens).flatten(0, 1), following.flatten())
+        return self._loss(batch)
 
+    @MemProfiler.memprofilable
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         """Log the loss that ends phases and chooses checkpoints, the same on all ranks."""
-        self.log("val_loss", self.training_step(batch, batch_idx), prog_bar=True, sync_dist=True)
+        self.log("val_loss", self._loss(batch), prog_bar=True, sync_dist=True)
+
+    def _loss(self, batch: list[Tensor]) -> Tensor:
+        tokens, following = batch
+        return cross_entropy(self.model(tokens).flatten(0, 1), following.flatten())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Optimize with AdamW; the schedule decides which parameters it holds."""
