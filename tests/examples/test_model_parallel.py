@@ -1,0 +1,181 @@
+"""The model-parallel example: its commands as the page has them, and its runs beside those of one device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import finetuning_scheduler
+from fts_examples.model_parallel.decoder import DecoderConfig
+from fts_examples.model_parallel.mp_examples import CountingSequences, DecoderModule, ModelParallelCLI, main
+from tests.reference import cases, harness
+
+SOURCES = Path(finetuning_scheduler.__file__).parents[1]
+EXAMPLE = SOURCES / "fts_examples" / "model_parallel"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "examples" / "model_parallel.md"
+COMMANDS = re.findall(r"^python (mp_examples.py .*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+CONFIGS = sorted(path.stem for path in (EXAMPLE / "config").glob("*.yaml"))
+TWO_BATCHES = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+
+yaml = YAML(typ="safe")
+yaml.sort_base_mapping_type_on_output = False  # the order of a plan counts
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def run_command(command: str, root: Path, *more: str) -> tuple[int, str]:
+    """Run a command of the page as a user does; return its exit status and all that its processes print.
+
+    Fails if a process outlives a command that succeeds, or ends long after one that fails.
+    """
+    paths = [str(SOURCES), str(ROOT), os.environ.get("PYTHONPATH")]
+    process = subprocess.Popen(
+        [sys.executable, *command.split(), *more, "--trainer.default_root_dir", str(root)],
+        cwd=EXAMPLE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=100)
+        status = process.returncode
+        wait_for_the_others(process.pid, seconds=0 if status == 0 else 20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return status, printed
+
+
+def wait_for_the_others(group: int, seconds: float) -> None:
+    """Fail if processes of a group live longer than so many seconds."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.killpg(group, 0)
+            assert time.monotonic() < deadline, "a process is left"
+            time.sleep(0.1)
+
+
+def test_the_page_has_a_command_for_each_configuration() -> None:
+    assert CONFIGS == ["fts_fsdp_auto_plan", "fts_fsdp_profiling", "fts_tp_plan"]
+    assert sorted(Path(command.split()[3]).stem for command in COMMANDS) == CONFIGS
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[Path(command.split()[3]).stem for command in COMMANDS])
+def test_a_command_goes_through_all_phases_and_ends(command: str, tmp_path: Path) -> None:
+    status, printed = run_command(command, tmp_path, *TWO_BATCHES)
+    assert status == 0, printed
+    assert re.findall(r"^Phase (\d) -> (\d) ", printed, flags=re.MULTILINE) == [("0", "1"), ("1", "2"), ("2", "3")]
+    written = {path.name for path in (tmp_path / "lightning_logs" / "version_0").iterdir()}
+    reports = {f"memory_fit_rank_{rank}{end}" for rank in (0, 1) for end in (".yaml", "_fsdp.txt")}
+    expected = {"DecoderModule_ft_schedule.yaml", "checkpoints", "config.yaml", "metrics.csv"}
+    assert written == expected | (reports if "profiling" in command else set())
+
+
+def test_a_rank_that_fails_ends_the_run(tmp_path: Path) -> None:
+    failing = ["--trainer.callbacks+=tests.examples.failing_rank.FailsOnOneRank", "--trainer.callbacks.rank=1"]
+    status, printed = run_command(COMMANDS[0], tmp_path, *failing)
+    assert status != 0
+    assert "RuntimeError: this rank ends here" in printed
+
+
+# --- equal to one device ---------------------------------------------------------------------------------------------
+
+
+class SameOrder(CountingSequences):
+    """The rows in the order in which Lightning shares them out among ranks."""
+
+    def _loader(self, tokens: Tensor, *, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
+        data = TensorDataset(tokens[:, :-1], tokens[:, 1:])
+        sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=shuffle, seed=42)
+        return DataLoader(data, self.batch_size, sampler=sampler)
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def config_file(root: Path, name: str, *changes: Change) -> Path:
+    """Write one of the example's configurations with some changes."""
+    content: dict[str, Any] = yaml.load(EXAMPLE / "config" / f"{name}.yaml")
+    content["trainer"] |= {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    for change in changes:
+        change(content)
+    path = root / f"{name}-{len(list(root.iterdir()))}.yaml"
+    yaml.dump(content, path)
+    return path
+
+
+def scheduler_arguments(content: dict[str, Any]) -> dict[str, Any]:
+    arguments: dict[str, Any] = content["trainer"]["callbacks"][0]["init_args"]
+    return arguments
+
+
+def shorter(content: dict[str, Any]) -> None:
+    """Train for four epochs, one a phase, on a few rows."""
+    content["data"] = {"batch_size": 8, "train_rows": 64, "validation_rows": 32}
+    content["trainer"]["max_epochs"] = 4
+    for phase in (0, 1, 2):
+        scheduler_arguments(content)["ft_schedule"][phase]["max_transition_epoch"] = phase + 1
+
+
+def one_device(content: dict[str, Any], ranks_combined: int) -> None:
+    """Train on one device, with the batches of several ranks combined."""
+    content["trainer"] |= {"devices": 1, "strategy": "auto"}
+    content["data"]["batch_size"] *= ranks_combined
+    scheduler_arguments(content).pop("strategy_adapter_cfg", None)
+
+
+def train(config: Path, data: type[CountingSequences] = CountingSequences) -> tuple[int, set[str], dict[str, Tensor]]:
+    """Train; return the last phase, the names of tensors that are spread over the ranks, and all weights."""
+    words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(config.parent)]
+    cli = ModelParallelCLI(DecoderModule, data, args=words, save_config_callback=None)
+    spread = {name for name, parameter in cli.model.named_parameters() if isinstance(parameter, DTensor)}
+    return cli.trainer.callbacks[0].curr_depth, spread, cases.whole_weights(cli.trainer.strategy.model)
+
+
+def tensor_plan(content: dict[str, Any]) -> None:
+    content["model"]["tp_plan"] = "tensor"
+
+
+EVERYTHING = {name for name, _ in DecoderModule(DecoderConfig()).named_parameters()}
+MATRICES = {name for name in EVERYTHING if "norm" not in name and "embeddings" not in name}
+# The configuration, its changes, the ranks that have rows of their own, and what is spread over the ranks.
+RUNS: dict[str, tuple[str, list[Change], int, set[str]]] = {
+    "fsdp2": ("fts_fsdp_auto_plan", [], 2, EVERYTHING),
+    "sequence parallel": ("fts_tp_plan", [], 1, EVERYTHING),
+    "tensor parallel": ("fts_tp_plan", [tensor_plan], 1, MATRICES),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_train_what_one_device_does(name: str, tmp_path: Path) -> None:
+    config, changes, ranks, spread = RUNS[name]
+    alone = config_file(tmp_path, config, shorter, partial(one_device, ranks_combined=ranks))
+    ((phase, nothing, expected),) = harness.run_ranks(train, 1, alone, SameOrder)
+    assert (phase, nothing) == (3, set())
+    data = SameOrder if ranks == 1 else CountingSequences
+    together = config_file(tmp_path, config, shorter, *changes)
+    for phase, names, weights in harness.run_ranks(train, 2, together, data):
+        assert (phase, names) == (3, spread)
+        # A hundredth of one of AdamW's steps: it makes more of the rounding of gradients that are almost zero.
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-4)
