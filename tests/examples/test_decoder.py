@@ -40,7 +40,10 @@ def close(one: Tensor, other: Tensor) -> None:
         ({"dim": 25}, "expected n_heads to divide dim=25, got n_heads=6. Fix: Set dim to a multiple of 6, or change "),
         ({"n_kv_heads": 4}, "expected n_kv_heads to divide n_heads=6, got n_kv_heads=4. Fix: Set n_kv_heads to a div"),
         ({"n_kv_heads": 12}, "expected n_kv_heads to divide n_heads=6, got n_kv_heads=12. Fix: Set n_kv_heads to a di"),
-        ({"dim": 18}, "expected dim / n_heads to be even, since the rotary embedding turns pairs of values, got 18 / 6"),
+        (
+            {"dim": 18},
+            "expected dim / n_heads to be even, since the rotary embedding turns pairs of values, got 18 / 6",
+        ),
         ({"n_layers": 0}, "expected n_layers to be positive, got 0. Fix: Give n_layers a positive value."),
         ({"vocab_size": -1}, "expected vocab_size to be positive, got -1."),
     ],

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 from ruamel.yaml import YAML
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -179,3 +182,183 @@ def test_two_ranks_train_what_one_device_does(name: str, tmp_path: Path) -> None
         assert (phase, names) == (3, spread)
         # A hundredth of one of AdamW's steps: it makes more of the rounding of gradients that are almost zero.
         torch.testing.assert_close(weights, expected, rtol=0, atol=1e-4)
+
+
+# --- configurations as users have them -------------------------------------------------------------------------------
+
+OUTPUT, NORM = {"model.output.weight"}, {"model.norm.weight"}
+LAST_LAYERS = {name for name in EVERYTHING if name.startswith(("model.layers.2.", "model.layers.3."))}
+FFN_NORMS = {f"model.layers.{layer}.ffn_norm.weight" for layer in range(4)}
+
+
+def offloaded_units(content: dict[str, Any]) -> None:
+    """Names in full and patterns, checkpointed activations and parameters kept on the CPU."""
+    scheduler_arguments(content)["ft_schedule"] = {
+        "0": {"params": ["model.output.weight"], "max_transition_epoch": 1},
+        "1": {"params": [r"model.layers.[23].*"], "max_transition_epoch": 2, "lr": "1e-03"},
+    }
+    scheduler_arguments(content)["strategy_adapter_cfg"] = {
+        "fsdp_default_kwargs": {"cpu_offload_policy": {"pin_memory": False}},
+        "fsdp_plan": {
+            r"model.layers.\d+": {"act_ckpt": "wrapped"},
+            "model.(tok_embeddings|norm|output)": {"reshard_after_forward": True},
+        },
+    }
+
+
+def generated_schedule(content: dict[str, Any]) -> None:
+    """Two parameters a phase, from the last on."""
+    arguments = scheduler_arguments(content)
+    del arguments["ft_schedule"]
+    arguments |= {"max_depth": 1, "base_max_lr": 1e-3, "epoch_transitions_only": False}
+    content["trainer"]["callbacks"][1]["init_args"] |= {"patience": 1, "min_delta": 100.0}
+
+
+def another_optimizer(content: dict[str, Any]) -> None:
+    """Both re-initialised at a transition."""
+    scheduler_arguments(content)["ft_schedule"] = {
+        0: {"params": ["model.output.*"], "max_transition_epoch": 1},
+        1: {
+            "params": ["model.norm.weight", r"model.layers.\d+.ffn_norm.*"],
+            "max_transition_epoch": 2,
+            "lr": 1e-2,
+            "new_optimizer": {"optimizer_init": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}},
+            "new_lr_scheduler": {
+                "lr_scheduler_init": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}},
+                "pl_lrs_cfg": {"interval": "epoch", "frequency": 1},
+                "init_pg_lrs": [0.05],
+            },
+        },
+    }
+
+
+def two_dimensions(content: dict[str, Any]) -> None:
+    """Tensor parallel by the module, sharded over the other dimension by a plan."""
+    content["trainer"]["devices"] = 4
+    content["trainer"]["strategy"]["init_args"] = {"data_parallel_size": 2, "tensor_parallel_size": 2}
+    scheduler_arguments(content)["ft_schedule"] = {
+        0: {"params": ["model.output.*", "model.norm.*"], "max_transition_epoch": 1},
+        1: {"params": ["*"], "lr": 1e-3, "max_transition_epoch": 2},
+    }
+    scheduler_arguments(content)["strategy_adapter_cfg"] = {"fsdp_plan": {r"model.layers.\d+": None, "model": None}}
+
+
+# The configuration, its changes, the number of ranks, and what the last phase has trained.
+SHAPES: dict[str, tuple[str, Change, int, set[str]]] = {
+    "off-loaded units": ("fts_fsdp_auto_plan", offloaded_units, 2, OUTPUT | LAST_LAYERS),
+    "generated schedule": (
+        "fts_tp_plan",
+        generated_schedule,
+        2,
+        OUTPUT | NORM | {"model.layers.3.feed_forward.w3.weight", "model.layers.3.feed_forward.w2.weight"},
+    ),
+    "another optimizer": ("fts_tp_plan", another_optimizer, 2, OUTPUT | NORM | FFN_NORMS),
+    "two dimensions": ("fts_tp_plan", two_dimensions, 4, EVERYTHING),
+}
+
+
+def two_batches(content: dict[str, Any]) -> None:
+    content["trainer"] |= {"limit_train_batches": 2, "limit_val_batches": 1}
+    content["data"] = {"batch_size": 4}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_configurations_as_users_have_them_run_as_they_are(name: str, tmp_path: Path) -> None:
+    config, change, ranks, trained = SHAPES[name]
+    seed_everything(42, verbose=False)
+    before = DecoderModule(DecoderConfig()).state_dict()
+    for phase, _, weights in harness.run_ranks(train, ranks, config_file(tmp_path, config, two_batches, change)):
+        assert phase == 1
+        assert {name for name, weight in weights.items() if not torch.equal(weight, before[name])} == trained
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def refused(words: list[str]) -> tuple[Any, str]:
+    """Run a command that is refused; return its exit status and its last words."""
+    sys.argv = ["mp_examples.py"]  # or Lightning warns that the test's own words are left out
+    with redirect_stderr(StringIO()) as said, pytest.raises(SystemExit) as end:
+        main(words)
+    return end.value.code, said.getvalue().splitlines()[-1]
+
+
+@pytest.fixture
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of jsonargparse
+    monkeypatch.setattr(sys, "argv", [])  # `refused` changes it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        (
+            "fts_tp_plan",
+            ["--trainer.accelerator", "gpu"],
+            "expected a GPU for trainer.accelerator=gpu, got none. Fix: Use --trainer.accelerator auto, or cpu.",
+        ),
+        (
+            "fts_fsdp_auto_plan",
+            ["--trainer.devices", "3"],
+            "expected data_parallel_size=2 times tensor_parallel_size=1 to be the number of ranks, got 3. Fix: Change "
+            "trainer.devices, or a size, as --trainer.strategy.init_args.data_parallel_size.",
+        ),
+        (
+            "fts_tp_plan",
+            ["--model.decoder.n_kv_heads", "3"],
+            "expected n_kv_heads to divide n_heads=4, got n_kv_heads=3. Fix: Set n_kv_heads to a divisor of 4.",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_before_ranks_start(name: str, words: list[str], message: str) -> None:
+    assert refused(["fit", "--config", str(EXAMPLE / "config" / f"{name}.yaml"), *words]) == (2, f"error: {message}")
+
+
+def three_devices(content: dict[str, Any]) -> None:
+    content["trainer"]["devices"] = 3
+
+
+def no_plan(content: dict[str, Any]) -> None:
+    content["model"] = {}
+
+
+def wrong_name(content: dict[str, Any]) -> None:
+    plan = scheduler_arguments(content)["strategy_adapter_cfg"]["fsdp_plan"]
+    scheduler_arguments(content)["strategy_adapter_cfg"]["fsdp_plan"] = {r"model.blocks.\d+": None} | plan
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "ranks", "message"),
+    [
+        (
+            "fts_tp_plan",
+            three_devices,
+            3,
+            "expected sizes that 3 tensor-parallel ranks can share equally, got n_heads=4, n_kv_heads=2, "
+            "hidden_dim=64, vocab_size=32. Fix: Use a tensor_parallel_size that divides 2, or change the sizes.",
+        ),
+        (
+            "fts_tp_plan",
+            no_plan,
+            2,
+            "expected a tp_plan, since the strategy has tensor_parallel_size=2, got none. Fix: Set model.tp_plan to "
+            "'tensor' or 'sequence', or tensor_parallel_size to 1.",
+        ),
+        (
+            "fts_fsdp_auto_plan",
+            wrong_name,
+            2,
+            r"selector 'model.blocks.\d+': expected `fsdp_plan` to match a module, got no match. Fix: ",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_before_the_first_batch(
+    name: str, change: Change, ranks: int, message: str, tmp_path: Path
+) -> None:
+    config = config_file(tmp_path, name, change)
+    words = ["fit", "--config", str(config), "--trainer.default_root_dir", str(tmp_path)]
+    for status, said in harness.run_ranks(refused, ranks, words):
+        assert status == 2
+        assert said.startswith(f"error: {message}")

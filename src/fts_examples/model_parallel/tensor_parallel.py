@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch.distributed.device_mesh import DeviceMesh
@@ -39,14 +40,13 @@ def parallelize(decoder: Decoder, mesh: DeviceMesh, plan: PlanName) -> None:
 
 
 def _check_sizes(config: DecoderConfig, ranks: int) -> None:
-    """Find sizes of which each rank needs an equal share: whole heads, and columns that belong to whole rows."""
-    for name in ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size"):
-        size = getattr(config, name)
-        if size % ranks:
-            fix = f"Use a tensor_parallel_size that divides {size}, or change {name}."
-            raise SizeError(
-                f"expected {name} to be a multiple of the {ranks} tensor-parallel ranks, got {name}={size}. Fix: {fix}"
-            )
+    """See that each rank gets an equal share of whole heads and of what else is spread."""
+    names = ("n_heads", "n_kv_heads", "hidden_dim", "vocab_size")
+    sizes = {name: getattr(config, name) for name in names}
+    if uneven := [f"{name}={size}" for name, size in sizes.items() if size % ranks]:
+        fix = f"Use a tensor_parallel_size that divides {math.gcd(*sizes.values())}, or change the sizes."
+        message = f"expected sizes that {ranks} tensor-parallel ranks can share equally, got {', '.join(uneven)}"
+        raise SizeError(f"{message}. Fix: {fix}")
 
 
 def _tensor_plan() -> dict[str, ParallelStyle]:
