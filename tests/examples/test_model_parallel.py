@@ -37,6 +37,8 @@ COMMANDS = re.findall(r"^python (mp_examples.py .*)$", PAGE.read_text(encoding="
 CONFIGS = sorted(path.stem for path in (EXAMPLE / "config").glob("*.yaml"))
 TWO_BATCHES = ["--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
 
+pytestmark = pytest.mark.distributed
+
 yaml = YAML(typ="safe")
 yaml.sort_base_mapping_type_on_output = False  # the order of a plan counts
 
@@ -82,6 +84,17 @@ def wait_for_the_others(group: int, seconds: float) -> None:
 def test_the_page_has_a_command_for_each_configuration() -> None:
     assert CONFIGS == ["fts_fsdp_auto_plan", "fts_fsdp_profiling", "fts_tp_plan"]
     assert sorted(Path(command.split()[3]).stem for command in COMMANDS) == CONFIGS
+
+
+def test_the_plan_on_the_page_is_the_one_of_the_configuration() -> None:
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    shown = yaml.load(block)["strategy_adapter_cfg"]
+    for name in ("fts_fsdp_auto_plan", "fts_fsdp_profiling"):
+        (scheduler, *_) = yaml.load(EXAMPLE / "config" / f"{name}.yaml")["trainer"]["callbacks"]
+        assert list(scheduler["init_args"]["strategy_adapter_cfg"]["fsdp_plan"].items()) == list(
+            shown["fsdp_plan"].items()
+        )
+        assert scheduler["init_args"]["strategy_adapter_cfg"] == shown
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[Path(command.split()[3]).stem for command in COMMANDS])
