@@ -62,7 +62,7 @@ def run_command(command: str, root: Path, *more: str) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        printed, _ = process.communicate(timeout=100)
+        printed, _ = process.communicate(timeout=200)
         status = process.returncode
         wait_for_the_others(process.pid, seconds=0 if status == 0 else 20)
     finally:
@@ -97,6 +97,8 @@ def test_the_plan_on_the_page_is_the_one_of_the_configuration() -> None:
         assert scheduler["init_args"]["strategy_adapter_cfg"] == shown
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("command", COMMANDS, ids=[Path(command.split()[3]).stem for command in COMMANDS])
 def test_a_command_goes_through_all_phases_and_ends(command: str, tmp_path: Path) -> None:
     status, printed = run_command(command, tmp_path, *TWO_BATCHES)
@@ -108,6 +110,8 @@ def test_a_command_goes_through_all_phases_and_ends(command: str, tmp_path: Path
     assert written == expected | (reports if "profiling" in command else set())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_a_rank_that_fails_ends_the_run(tmp_path: Path) -> None:
     failing = ["--trainer.callbacks+=tests.examples.failing_rank.FailsOnOneRank", "--trainer.callbacks.rank=1"]
     status, printed = run_command(COMMANDS[0], tmp_path, *failing)
@@ -300,7 +304,7 @@ def refused(words: list[str]) -> tuple[Any, str]:
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of jsonargparse
     monkeypatch.setattr(sys, "argv", [])  # `refused` changes it
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
 
 @pytest.mark.usefixtures("_quiet")
@@ -310,7 +314,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "fts_tp_plan",
             ["--trainer.accelerator", "gpu"],
-            "expected a GPU for trainer.accelerator=gpu, got none. Fix: Use --trainer.accelerator auto, or cpu.",
+            "expected 2 GPUs for trainer.accelerator=gpu, got 0. Fix: Use --trainer.accelerator cpu, or fewer devices.",
         ),
         (
             "fts_fsdp_auto_plan",
@@ -327,6 +331,17 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_cannot_run_is_refused_before_ranks_start(name: str, words: list[str], message: str) -> None:
     assert refused(["fit", "--config", str(EXAMPLE / "config" / f"{name}.yaml"), *words]) == (2, f"error: {message}")
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_fewer_gpus_than_devices_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    status, said = refused(["fit", "--config", str(EXAMPLE / "config" / "fts_tp_plan.yaml")])
+    assert status == 2
+    assert said == (
+        "error: expected 2 GPUs for trainer.accelerator=auto, got 1. Fix: Use --trainer.accelerator cpu, or fewer "
+        "devices."
+    )
 
 
 def three_devices(content: dict[str, Any]) -> None:

@@ -86,17 +86,15 @@ class ModelParallelCLI(LightningCLI):
         """Find what Lightning reports without a word on what to do.
 
         Raises:
-            MisconfigurationException: GPUs are asked for and there is none, or the mesh does not have as many places as
-                there are devices.
+            MisconfigurationException: There are not as many GPUs as are asked for, or the mesh does not have as many
+                places as there are devices.
         """
         trainer = self.config[self.subcommand].trainer
-        if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            message = f"expected a GPU for trainer.accelerator={trainer.accelerator}, got none"
-            raise MisconfigurationException(f"{message}. Fix: Use --trainer.accelerator auto, or cpu.")
+        _check_gpus(trainer.accelerator, trainer.devices)
         mesh = getattr(trainer.strategy, "init_args", None) or {}
         numbers = [mesh.get("data_parallel_size"), mesh.get("tensor_parallel_size"), trainer.num_nodes, trainer.devices]
         if not all(str(number).isdecimal() for number in numbers):
-            return  # "auto"
+            return  # "auto", or another strategy
         data, tensor, nodes, devices = (int(number) for number in numbers)
         if data * tensor != nodes * devices:
             message = (
@@ -104,6 +102,14 @@ class ModelParallelCLI(LightningCLI):
             )
             fix = "Change trainer.devices, or a size, as --trainer.strategy.init_args.data_parallel_size."
             raise MisconfigurationException(f"{message}, got {nodes * devices}. Fix: {fix}")
+
+
+def _check_gpus(accelerator: object, devices: object) -> None:
+    present, wanted = torch.cuda.device_count(), int(str(devices)) if str(devices).isdecimal() else 1
+    asked_for = accelerator in ("gpu", "cuda") or (accelerator == "auto" and present > 0)
+    if asked_for and present < wanted:
+        message = f"expected {wanted} GPUs for trainer.accelerator={accelerator}, got {present}"
+        raise MisconfigurationException(f"{message}. Fix: Use --trainer.accelerator cpu, or fewer devices.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
