@@ -81,8 +81,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., dim) to (..., dim). The mean square is taken in float32."""
-        wide = x.float()
+        """Map (..., dim) to (..., dim). The mean square is taken in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         normal = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         return normal.type_as(x) * self.weight
 
