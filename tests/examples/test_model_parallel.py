@@ -97,6 +97,13 @@ def test_the_plan_on_the_page_is_the_one_of_the_configuration() -> None:
         assert scheduler["init_args"]["strategy_adapter_cfg"] == shown
 
 
+def test_the_names_on_the_page_are_those_of_the_model() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(block, names)  # the page is ours
+    assert len(names["layer"]) > 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("command", COMMANDS, ids=[Path(command.split()[3]).stem for command in COMMANDS])
