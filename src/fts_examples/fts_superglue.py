@@ -1,0 +1,83 @@
+"""Fine-tune a pre-trained transformer on SuperGLUE's RTE or BoolQ, with and without schedules, by configurations.
+
+In this folder: ``python fts_superglue.py fit --config config/fts_explicit.yaml``. From anywhere, with the full path of
+a configuration: ``python -m fts_examples.fts_superglue``. Every configuration changes ``config/fts_defaults.yaml``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import transformers
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningCLI
+from ruamel.yaml import YAML
+
+from fts_examples._text_data import DataError, ModelError
+from fts_examples.superglue_data import RteBoolqDataModule
+from fts_examples.superglue_module import RteBoolqModule
+
+__all__ = ["RteBoolqCLI", "RteBoolqDataModule", "RteBoolqModule", "main"]
+
+HERE = Path(__file__).resolve().parent
+DEFAULTS = HERE / "config" / "fts_defaults.yaml"
+SHARED = ("model_name_or_path", "task_name")
+
+
+class RteBoolqCLI(LightningCLI):
+    """Completes a configuration: what model and data share, the name of the logs, where a schedule lies."""
+
+    def __init__(self, **options: Any) -> None:
+        parser = {"default_config_files": [str(DEFAULTS)]}
+        options = {"parser_kwargs": {name: parser for name in ("fit", "validate", "test")}, **options}
+        classes = {"model_class": RteBoolqModule, "datamodule_class": RteBoolqDataModule}
+        super().__init__(**classes, subclass_mode_model=True, subclass_mode_data=True, **options)
+
+    def before_instantiate_classes(self) -> None:
+        """Complete the configuration."""
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        model, data = config.model.init_args, config.data.init_args
+        defaults = YAML(typ="safe").load(DEFAULTS)["model"]["init_args"]
+        for name in SHARED:
+            if data.get(name) is not None and model.get(name) == defaults[name]:
+                model[name] = data[name]
+            data[name] = data.get(name) or model[name]
+            if data[name] != model[name]:
+                raise ModelError(f"expected one {name!r} of model and data, got {model[name]!r} and {data[name]!r}")
+        logger = config.trainer.logger
+        if hasattr(logger, "init_args") and logger.init_args.get("name", "") is None:
+            logger.init_args.name = model.experiment_tag
+        for callback in config.trainer.callbacks or []:
+            if isinstance(schedule := callback.get("init_args", {}).get("ft_schedule"), str):
+                callback.init_args.ft_schedule = schedule_path(schedule)
+
+
+def schedule_path(path: str) -> str:
+    """Tell where a schedule is that lies in the working directory or, if it does not, beside this file."""
+    return str(HERE / path) if not Path(path).exists() and (HERE / path).exists() else path
+
+
+def main(**options: Any) -> None:
+    """Run the command line; problems with data, model or schedule are told in a line and end it with 2.
+
+    Args:
+        **options: Of Lightning's ``LightningCLI``, such as ``args``.
+    """
+    # The package says through its logger what begins and ends phases.
+    logging.basicConfig(format="%(message)s")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        RteBoolqCLI(**options)
+    except (DataError, ModelError, MisconfigurationException) as error:
+        if rank_zero_only.rank == 0:
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()
