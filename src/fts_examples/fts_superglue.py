@@ -47,7 +47,10 @@ class RteBoolqCLI(LightningCLI):
                 model[name] = data[name]
             data[name] = data.get(name) or model[name]
             if data[name] != model[name]:
-                raise ModelError(f"expected one {name!r} of model and data, got {model[name]!r} and {data[name]!r}")
+                raise ModelError(
+                    f"expected one {name!r} of model and data, got {model[name]!r} and {data[name]!r}. Fix: Leave out "
+                    f"--data.init_args.{name}, which follows the model's."
+                )
         logger = config.trainer.logger
         if hasattr(logger, "init_args") and logger.init_args.get("name", "") is None:
             logger.init_args.name = model.experiment_tag
@@ -73,10 +76,20 @@ def main(**options: Any) -> None:
     transformers.logging.disable_progress_bar()
     try:
         RteBoolqCLI(**options)
-    except (DataError, ModelError, MisconfigurationException) as error:
+    except (ValueError, MisconfigurationException) as error:
+        problem = user_problem(error)
+        if problem is None:
+            raise
         if rank_zero_only.rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def user_problem(error: BaseException | None) -> BaseException | None:
+    """Find what a user can mend behind an error; what a constructor raises is wrapped by the command line's parser."""
+    while error is not None and not isinstance(error, (DataError, ModelError, MisconfigurationException)):
+        error = error.__cause__
+    return error
 
 
 if __name__ == "__main__":

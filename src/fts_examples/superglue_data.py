@@ -150,14 +150,15 @@ def labelled_rows(path: Path, task: Task) -> list[Row]:
     Raises:
         DataError: A row is no row of the task.
     """
-    rows = read_rows(path, text_keys=[task.texts])
-    for row in rows:
-        if row.label not in task.labels:
-            first, second = map(_as_json, task.labels)
-            raise DataError(
-                f"{row.where}: expected 'label' to be {first} or {second}, got {_as_json(row.label)}. Fix: Correct the "
-                f"row, or name the task of this file with --model.init_args.task_name."
-            )
+    try:
+        rows = read_rows(path, text_keys=[task.texts])
+        for row in rows:
+            if row.label not in task.labels:
+                first, second = map(_as_json, task.labels)
+                raise DataError(f"{row.where}: expected 'label' to be {first} or {second}, got {_as_json(row.label)}")
+    except DataError as error:
+        fix = "Fix: Correct the file, or name its task with --model.init_args.task_name."
+        raise DataError(f"{error}. {fix}") from error
     return rows
 
 
@@ -178,8 +179,8 @@ def hub_rows(task_name: str) -> dict[str, list[Row]]:
         splits = {split: datasets.load_dataset(HUB_DATASET, task_name, split=split) for split in FILES}
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{HUB_DATASET}: expected the hub's data set for {task_name!r}, got: {error}. Fix: Connect to the network, "
-            "or give a local folder as --data.init_args.data_dir."
+            f"{HUB_DATASET}: expected the hub's data set for {task_name!r}, got: {str(error).rstrip('.')}. Fix: Connect to the "
+            "network, or give a local folder as --data.init_args.data_dir."
         ) from error
     return {split: [_hub_row(content, task) for content in rows] for split, rows in splits.items()}
 

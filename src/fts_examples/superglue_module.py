@@ -112,24 +112,26 @@ def load_classifier(model_name_or_path: str, changes: dict[str, Any]) -> nn.Modu
         ModelError: There is no such model, or its configuration has no such key.
     """
     try:
-        config = AutoConfig.from_pretrained(model_name_or_path, num_labels=2)
-        _change(config, changes)
+        config = _changed(AutoConfig.from_pretrained(model_name_or_path, num_labels=2), changes)
         # Some checkpoints, DeBERTa-v3-base's among them, are stored in 16 bits.
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
             model_name_or_path, config=config, dtype=torch.float32
         )
+    except ModelError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(
-            f"{model_name_or_path}: expected a folder or hub id of a transformer for classification, got: {error}. Fix: "
-            "Give one as --model.init_args.model_name_or_path."
+            f"{model_name_or_path}: expected a folder or hub id of a transformer for classification, got: "
+            f"{str(error).rstrip('.')}. Fix: Give one as --model.init_args.model_name_or_path."
         ) from error
     return model.train()  # it comes in eval mode, without dropout
 
 
-def _change(config: PretrainedConfig, changes: dict[str, Any]) -> None:
+def _changed(config: PretrainedConfig, changes: dict[str, Any]) -> PretrainedConfig:
     for key, value in changes.items():
         if not hasattr(config, key):
-            raise ModelError(f"expected `model_cfg` to have keys of {type(config).__name__}, got {key!r}")
+            raise ModelError(
+                f"expected `model_cfg` to have keys of {type(config).__name__}, got {key!r}. Fix: Drop it."
+            )
         setattr(config, key, value)
+    return config

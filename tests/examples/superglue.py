@@ -14,7 +14,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from finetuning_scheduler import FinetuningScheduler
 
@@ -34,8 +40,8 @@ BOOLQ = [
 ]
 
 
-def write_model(folder: Path, layers: int) -> Path:
-    """Save a random model of the shape of DeBERTa-v3, and a tokenizer of a few words."""
+def write_tokenizer(folder: Path) -> int:
+    """Save a tokenizer of a few words; return how many tokens it knows."""
     vocabulary = {word: index for index, word in enumerate([*MARKS, *WORDS])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -44,15 +50,15 @@ def write_model(folder: Path, layers: int) -> Path:
     )
     special = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token"), MARKS, strict=True))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def write_model(folder: Path, layers: int) -> Path:
+    """Save a random model of the shape of DeBERTa-v3, and a tokenizer."""
     torch.manual_seed(0)
     config = DebertaV2Config(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=32,
+        **sizes(write_tokenizer(folder), layers),
         pooler_hidden_size=32,
-        max_position_embeddings=64,
         # as in DeBERTa-v3
         relative_attention=True,
         position_buckets=8,
@@ -64,6 +70,23 @@ def write_model(folder: Path, layers: int) -> Path:
     )
     DebertaV2ForSequenceClassification(config).save_pretrained(folder)
     return folder
+
+
+def write_bert(folder: Path, layers: int) -> Path:
+    """Save a random BERT, and a tokenizer."""
+    BertForSequenceClassification(BertConfig(**sizes(write_tokenizer(folder), layers))).save_pretrained(folder)
+    return folder
+
+
+def sizes(words: int, layers: int) -> dict[str, int]:
+    return {
+        "vocab_size": words,
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+    }
 
 
 def write_rows(folder: Path, rows: Sequence[object], validation: str = "val.jsonl") -> Path:
