@@ -29,13 +29,23 @@ SHARED = ("model_name_or_path", "task_name")
 
 
 class RteBoolqCLI(LightningCLI):
-    """Completes a configuration: what model and data share, the name of the logs, where a schedule lies."""
+    """Completes a configuration: what model and data share, the name of the logs, where a schedule lies.
+
+    Args:
+        **options: Of Lightning's ``LightningCLI``, such as ``args``.
+    """
 
     def __init__(self, **options: Any) -> None:
-        parser = {"default_config_files": [str(DEFAULTS)]}
-        options = {"parser_kwargs": {name: parser for name in ("fit", "validate", "test")}, **options}
-        classes = {"model_class": RteBoolqModule, "datamodule_class": RteBoolqDataModule}
-        super().__init__(**classes, subclass_mode_model=True, subclass_mode_data=True, **options)
+        defaults = {"default_config_files": [str(DEFAULTS)]}
+        super().__init__(
+            RteBoolqModule,
+            RteBoolqDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_kwargs={"fit": defaults, "validate": defaults, "test": defaults},
+            **options,
+        )
 
     def before_instantiate_classes(self) -> None:
         """Complete the configuration."""
@@ -80,9 +90,14 @@ def main(**options: Any) -> None:
         problem = user_problem(error)
         if problem is None:
             raise
-        if rank_zero_only.rank == 0:
-            print(f"error: {problem}", file=sys.stderr)
+        tell(problem)
         raise SystemExit(2) from error
+
+
+@rank_zero_only
+def tell(problem: BaseException) -> None:
+    """Print a problem."""
+    print(f"error: {problem}", file=sys.stderr)
 
 
 def user_problem(error: BaseException | None) -> BaseException | None:

@@ -172,15 +172,15 @@ def hub_rows(task_name: str) -> dict[str, list[Row]]:
     Raises:
         DataError: The hub cannot be reached, or does not have them.
     """
-    import datasets  # slow to import, and not needed for local files
+    import datasets  # type: ignore[import-untyped] # slow to import, and not needed for local files
 
     task = TASKS[task_name]
     try:
         splits = {split: datasets.load_dataset(HUB_DATASET, task_name, split=split) for split in FILES}
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{HUB_DATASET}: expected the hub's data set for {task_name!r}, got: {str(error).rstrip('.')}. Fix: Connect to the "
-            "network, or give a local folder as --data.init_args.data_dir."
+            f"{HUB_DATASET}: expected the hub's data set for {task_name!r}, got: {str(error).rstrip('.')}. "
+            "Fix: Connect to the network, or give a local folder as --data.init_args.data_dir."
         ) from error
     return {split: [_hub_row(content, task) for content in rows] for split, rows in splits.items()}
 

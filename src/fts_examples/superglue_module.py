@@ -75,7 +75,7 @@ class RteBoolqModule(L.LightningModule):
         logits = self(tokens)
         self.log("val_loss", cross_entropy(logits, labels), prog_bar=True, sync_dist=True, batch_size=len(labels))
         self.metrics.update(logits.argmax(dim=1), labels)
-        self.log_dict(self.metrics, prog_bar=True, batch_size=len(labels))  # type: ignore[arg-type]
+        self.log_dict(self.metrics, prog_bar=True, batch_size=len(labels))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Do as in validation."""
@@ -96,7 +96,7 @@ class RteBoolqModule(L.LightningModule):
         exempt = [parameter for name, parameter in trained if has_fragment(name, self.no_decay or ())]
         exempt_ids = set(map(id, exempt))
         decayed = [parameter for _, parameter in trained if id(parameter) not in exempt_ids]
-        groups = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
 
 

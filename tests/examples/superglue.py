@@ -27,7 +27,7 @@ from finetuning_scheduler import FinetuningScheduler
 SCRIPT_FOLDER = Path(__file__).parents[2] / "src" / "fts_examples"
 CONFIGURATIONS = SCRIPT_FOLDER / "config"
 MARKS = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
-WORDS = "a the cat dog sat ran on mat fast slow is did".split()
+WORDS = ["a", "the", "cat", "dog", "sat", "ran", "on", "mat", "fast", "slow", "is", "did"]
 RTE = [
     {"premise": f"the {animal} {verb} on the mat", "hypothesis": f"a {animal} is {how}", "label": label, "idx": index}
     for animal in ("cat", "dog")
