@@ -13,6 +13,8 @@ from tests.examples import superglue
 from tests.examples.superglue import CONFIGURATIONS, RTE, Phase
 from tests.reference import harness
 
+pytestmark = pytest.mark.timeout(300)  # all runs are made for the first test
+
 # Parameter tensors of a DeBERTa: two of each of seven layers in a block and two norms, five around the blocks, a head.
 AROUND, HEAD, BLOCK = 6, 4, 16
 DEEP, SHALLOW = 12, 1
@@ -177,7 +179,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[in
             configuration["trainer"]["callbacks"][0]["init_args"]["ft_schedule"] = str(path)
         YAML(typ="safe").dump(configuration, root / f"{number}.yaml")
         runs[name] = arguments(root, root / f"{number}.yaml", shallow=schedule is None, fsdp=name == "awp_overrides")
-    return harness.run_ranks(superglue.run_several, 2, runs, timeout=110)
+    return harness.run_ranks(superglue.run_several, 2, runs, timeout=280)
 
 
 def phases_of(name: str, outcomes: list[dict[str, dict[int, Phase] | str]]) -> dict[int, Phase]:

@@ -76,9 +76,9 @@ def logged(folder: Path, column: str) -> list[float]:
 @pytest.mark.parametrize(
     ("number", "layers", "phases", "devices"),
     [
-        pytest.param(0, 2, 0, 1, id="baseline"),
+        pytest.param(0, 2, 0, 2, id="baseline"),
         pytest.param(1, 2, 21, 1, id="implicit"),
-        pytest.param(2, 12, 3, 2, id="explicit"),
+        pytest.param(2, 12, 3, 1, id="explicit"),
     ],
 )
 def test_the_first_commands_run_as_written(
