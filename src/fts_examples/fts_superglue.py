@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningCLI
@@ -50,23 +51,34 @@ class RteBoolqCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Complete the configuration."""
         config = self.config[self.subcommand] if self.subcommand else self.config
-        model, data = config.model.init_args, config.data.init_args
-        defaults = YAML(typ="safe").load(DEFAULTS)["model"]["init_args"]
-        for name in SHARED:
-            if data.get(name) is not None and model.get(name) == defaults[name]:
-                model[name] = data[name]
-            data[name] = data.get(name) or model[name]
-            if data[name] != model[name]:
-                raise ModelError(
-                    f"expected one {name!r} of model and data, got {model[name]!r} and {data[name]!r}. Fix: Leave out "
-                    f"--data.init_args.{name}, which follows the model's."
-                )
-        logger = config.trainer.logger
-        if hasattr(logger, "init_args") and logger.init_args.get("name", "") is None:
-            logger.init_args.name = model.experiment_tag
-        for callback in config.trainer.callbacks or []:
+        share(config.model.init_args, config.data.init_args)
+        trainer = config.trainer
+        if isinstance(trainer.logger, Namespace) and trainer.logger.init_args.get("name", "") is None:
+            trainer.logger.init_args.name = config.model.init_args.experiment_tag
+        callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else []
+        # It logs when an epoch begins, and a scheduler may add groups then.
+        callbacks.sort(key=lambda callback: callback.class_path.endswith("LearningRateMonitor"))
+        for callback in callbacks:
             if isinstance(schedule := callback.get("init_args", {}).get("ft_schedule"), str):
                 callback.init_args.ft_schedule = schedule_path(schedule)
+
+
+def share(model: Namespace, data: Namespace) -> None:
+    """Let the model's arguments hold for the data, too, or the data's where the model has the default.
+
+    Raises:
+        ModelError: Both are given, and are not the same.
+    """
+    defaults = YAML(typ="safe").load(DEFAULTS)["model"]["init_args"]
+    for name in SHARED:
+        if data.get(name) is not None and model[name] == defaults[name]:
+            model[name] = data[name]
+        data[name] = data.get(name) or model[name]
+        if data[name] != model[name]:
+            raise ModelError(
+                f"expected one {name!r} of model and data, got {model[name]!r} and {data[name]!r}. Fix: Leave out "
+                f"--data.init_args.{name}, which follows the model's."
+            )
 
 
 def schedule_path(path: str) -> str:

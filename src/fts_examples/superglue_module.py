@@ -66,7 +66,7 @@ class RteBoolqModule(L.LightningModule):
         """Return the batch's loss."""
         tokens, labels = batch
         loss = cross_entropy(self(tokens), labels)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

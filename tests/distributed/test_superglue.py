@@ -13,8 +13,6 @@ from tests.examples import superglue
 from tests.examples.superglue import CONFIGURATIONS, RTE, Phase
 from tests.reference import harness
 
-pytestmark = pytest.mark.timeout(300)  # all runs are made for the first test
-
 # Parameter tensors of a DeBERTa: two of each of seven layers in a block and two norms, five around the blocks, a head.
 AROUND, HEAD, BLOCK = 6, 4, 16
 DEEP, SHALLOW = 12, 1
@@ -161,36 +159,6 @@ def arguments(root: Path, configuration: Path, *, shallow: bool, fsdp: bool) -> 
     return ["--config", str(configuration), *short, "--trainer.devices=2", *(ON_CPU if fsdp else [])]
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[int, Phase] | str]]:
-    """What each run has come to, on each rank: one pair of processes runs all, since importing takes longer."""
-    root = tmp_path_factory.mktemp("superglue")
-    for layers in (SHALLOW, DEEP):
-        superglue.write_model(root / str(layers), layers)
-    superglue.write_rows(root / "SuperGLUE" / "RTE", RTE)
-    runs = {
-        name: arguments(root, CONFIGURATIONS / name, shallow="implicit" in name, fsdp="fts_fsdp" in name)
-        for name in SHIPPED
-    }
-    for number, (name, (configuration, schedule)) in enumerate(USERS.items()):
-        if schedule is not None:
-            path = root / f"{number}_schedule.yaml"
-            YAML(typ="safe").dump(schedule, path)
-            configuration["trainer"]["callbacks"][0]["init_args"]["ft_schedule"] = str(path)
-        YAML(typ="safe").dump(configuration, root / f"{number}.yaml")
-        runs[name] = arguments(root, root / f"{number}.yaml", shallow=schedule is None, fsdp=name == "awp_overrides")
-    return harness.run_ranks(superglue.run_several, 2, runs, timeout=280)
-
-
-def phases_of(name: str, outcomes: list[dict[str, dict[int, Phase] | str]]) -> dict[int, Phase]:
-    """The phases of a run on rank 0, if both ranks have had the same."""
-    one, other = (rank[name] for rank in outcomes)
-    if isinstance(one, str) or isinstance(other, str):
-        pytest.fail(f"{one}\n{other}")
-    assert one == other
-    return one
-
-
 def counts_of(name: str) -> list[int] | None:
     """How many parameter tensors train in each phase; unknown where FSDP flattens them."""
     if "awp_overrides" in name:
@@ -203,25 +171,62 @@ def counts_of(name: str) -> list[int] | None:
     return EXPLICIT[:2] if name == "explicit, not to the end" else EXPLICIT
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *USERS])
-def test_every_phase_is_trained(name: str, outcomes: list[dict[str, dict[int, Phase] | str]]) -> None:
-    phases = phases_of(name, outcomes)
-    assert list(phases) == list(range(len(phases)))
-    trained = [len(phase.trained) for phase in phases.values()]
+def wrong_with(name: str, one: dict[int, Phase] | str, other: dict[int, Phase] | str) -> str | None:
+    """What is not as it should be with a run's phases on two ranks."""
+    if isinstance(one, str) or isinstance(other, str):
+        return f"raised on a rank:\n{one}\n{other}"
+    if one != other or list(one) != list(range(len(one))):
+        return f"other phases, or phases of the ranks differ:\n{one}\n{other}"
     # Flat tensors: of the classifier and the pooler; of six layers more; of the other six and of the rest.
-    assert trained == ([2, 8, 15] if counts_of(name) is None else counts_of(name))
-    assert all(phase.batches >= 2 for phase in phases.values())
-    for phase, lrs in LEARNING_RATES.get(name, {}).items():
-        assert phases[phase].lrs == pytest.approx(lrs, rel=1e-9)
+    expected: dict[str, Any] = {"trained": counts_of(name) or [2, 8, 15], "lrs": LEARNING_RATES.get(name, {})}
+    found: dict[str, Any] = {
+        "trained": [len(phase.trained) for phase in one.values()],
+        "lrs": {phase: pytest.approx(one[phase].lrs, rel=1e-9) for phase in expected["lrs"]},
+    }
+    for part, kinds in KINDS.items():
+        if part in name:
+            expected["kinds"] = kinds
+            found["kinds"] = [(phase.optimizer, phase.scheduler) for phase in one.values()][: len(kinds)]
+    if any(phase.batches < 2 for phase in one.values()):
+        return "a phase of less than two batches"
+    return None if found == expected else f"expected {expected}, got {found}"
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if "reinit" in name])
-def test_a_new_optimizer_or_lr_scheduler_is_in_force(
-    name: str, outcomes: list[dict[str, dict[int, Phase] | str]]
-) -> None:
-    phases = phases_of(name, outcomes)
-    (expected,) = (kinds for part, kinds in KINDS.items() if part in name)
-    assert [(phase.optimizer, phase.scheduler) for phase in phases.values()][:2] == expected
+def prepared(root: Path, names: list[str]) -> dict[str, list[str]]:
+    """Write models, rows and the users' files; return the arguments of each run."""
+    for layers in (SHALLOW, DEEP):
+        superglue.write_model(root / str(layers), layers)
+    superglue.write_rows(root / "SuperGLUE" / "RTE", RTE)
+    runs = {}
+    for name in names:
+        path = CONFIGURATIONS / name
+        if name in USERS:
+            configuration, schedule = USERS[name]
+            path = root / f"{configuration['model']['init_args']['experiment_tag']}.yaml"
+            if schedule is not None:
+                YAML(typ="safe").dump(schedule, path.with_suffix(".schedule.yaml"))
+                arguments_of_scheduler = configuration["trainer"]["callbacks"][0]["init_args"]
+                arguments_of_scheduler["ft_schedule"] = str(path.with_suffix(".schedule.yaml"))
+            YAML(typ="safe").dump(configuration, path)
+        runs[name] = arguments(root, path, shallow="implicit" in name, fsdp="fts_fsdp" in name or "awp" in name)
+    return runs
+
+
+GROUPS = {
+    "schedules and re-initialisation": [name for name in SHIPPED if "fsdp" not in name],
+    "FSDP and what it is compared with": [name for name in SHIPPED if "fsdp" in name],
+    "of users": list(USERS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_phase_is_trained(group: str, tmp_path: Path) -> None:
+    """One pair of processes trains a group of configurations: importing takes longer than a run."""
+    runs = prepared(tmp_path, GROUPS[group])
+    one, other = harness.run_ranks(superglue.run_several, 2, runs, timeout=110)
+    wrong = {name: problem for name in runs if (problem := wrong_with(name, one[name], other[name]))}
+    assert not wrong, "\n\n".join(f"{name}: {problem}" for name, problem in wrong.items())
 
 
 def test_every_advanced_configuration_is_there() -> None:

@@ -51,7 +51,12 @@ def command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", ["fts_superglue.py"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's own use of jsonargparse
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")  # which the data module sets
+
+
+@pytest.fixture(autouse=True)
+def tokenizer_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put back what the data module sets."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
 
 
 def configuration(name: str) -> str:
@@ -102,6 +107,8 @@ def test_the_first_commands_run_as_written(
     if phases:
         assert len(YAML(typ="safe").load(logs / "RteBoolqModule_ft_schedule.yaml")) == phases
         assert "100.00%" in ended.stderr
+        last = f"lr/pg{phases}"  # logged from the first epoch of its phase on
+        assert logged(logs, last)[0] == pytest.approx(1e-5)
     assert f"Starting with {devices} processes" in ended.stderr
     assert list((logs / "checkpoints").glob("*.ckpt"))
 
@@ -188,6 +195,13 @@ def test_every_configuration_is_on_the_page() -> None:
         name = path.relative_to(CONFIGURATIONS)
         parts = {str(name), str(name).removeprefix("advanced/"), f"config/{name}"}
         assert parts & named or "_ft_schedule_deberta_base_" in name.name, name
+
+
+def test_the_wheel_has_the_configurations() -> None:
+    text = (SCRIPT_FOLDER.parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    (section,) = re.findall(r"\[tool.hatch.build.targets.wheel\]\n(.*?)\n\n", text, flags=re.DOTALL)
+    assert section == 'packages = ["src/finetuning_scheduler", "src/fts_examples"]'  # all of them, nothing excluded
+    assert CONFIGURATIONS.parent == Path(fts_superglue.__file__).parent
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
