@@ -188,6 +188,22 @@ def test_model_and_data_follow_whichever_names_the_model(folder: Path, options: 
     assert saved["model"]["init_args"]["model_name_or_path"] == str(folder / "2")
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning's, of a checkpoint that is only tested
+@pytest.mark.usefixtures("command_line")
+def test_the_saved_configuration_runs_again_and_tests_its_checkpoint(
+    folder: Path, options: list[str], tmp_path: Path
+) -> None:
+    options = [option.replace(str(folder / "2"), str(folder / "12")) for option in options]
+    assert run_here([*arguments_of(commands()[2], options), "--trainer.max_epochs=1"]) == 0
+    logs = tmp_path / "logs" / "fts_explicit"
+    assert run_here(["fit", "--config", str(logs / "version_0" / "config.yaml")]) == 0
+    assert logged(logs / "version_1", "val_loss") == logged(logs / "version_0", "val_loss")
+    (checkpoint,) = (logs / "version_1").rglob("*.ckpt")
+    further = [*options, "--trainer.limit_test_batches=2", f"--ckpt_path={checkpoint}"]
+    assert run_here(["test", "--config", configuration("fts_explicit"), *further]) == 0
+    assert logged(logs / "version_2", "val_loss") == pytest.approx(logged(logs / "version_0", "val_loss"))
+
+
 def test_every_configuration_is_on_the_page() -> None:
     page = PAGE.read_text(encoding="utf-8")
     named = set(re.findall(r"[\w/]+\.yaml", page))

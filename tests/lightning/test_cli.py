@@ -126,6 +126,7 @@ def test_a_schedules_file_is_not_read_by_the_command_line(monkeypatch: pytest.Mo
             "fit",
             "--trainer.accelerator=cpu",
             "--trainer.logger=false",
+            "--trainer.max_epochs=1",
             f"--trainer.default_root_dir={tmp_path}",
             "--trainer.callbacks+=finetuning_scheduler.FinetuningScheduler",
             f"--trainer.callbacks.ft_schedule={path}",
