@@ -212,19 +212,16 @@ def prepared(root: Path, names: list[str]) -> dict[str, list[str]]:
     return runs
 
 
-GROUPS = {
-    "schedules and re-initialisation": [name for name in SHIPPED if "fsdp" not in name],
-    "FSDP and what it is compared with": [name for name in SHIPPED if "fsdp" in name],
-    "of users": list(USERS),
-}
+GROUPS = {"shipped": SHIPPED, "of users": list(USERS)}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_phase_is_trained(group: str, tmp_path: Path) -> None:
     """One pair of processes trains a group of configurations: importing takes longer than a run."""
     runs = prepared(tmp_path, GROUPS[group])
-    one, other = harness.run_ranks(superglue.run_several, 2, runs, timeout=110)
+    one, other = harness.run_ranks(superglue.run_several, 2, runs, timeout=220)
     wrong = {name: problem for name in runs if (problem := wrong_with(name, one[name], other[name]))}
     assert not wrong, "\n\n".join(f"{name}: {problem}" for name, problem in wrong.items())
 

@@ -109,6 +109,7 @@ def overrides(model: Path, data: Path, logs: Path) -> list[str]:
         "--trainer.accelerator=cpu",
         "--trainer.limit_train_batches=2",
         "--trainer.limit_val_batches=2",
+        "--trainer.num_sanity_val_steps=0",
         "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",

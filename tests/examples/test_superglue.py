@@ -78,6 +78,7 @@ def logged(folder: Path, column: str) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("number", "layers", "phases", "devices"),
     [
@@ -97,7 +98,7 @@ def test_the_first_commands_run_as_written(
     words = [sys.executable, *commands()[number].split()[1:], *short, *further]
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT_FOLDER.parent), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        words, cwd=SCRIPT_FOLDER, env=environment, capture_output=True, text=True, timeout=110, check=False
+        words, cwd=SCRIPT_FOLDER, env=environment, capture_output=True, text=True, timeout=220, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     logs = tmp_path / name / "version_0"
