@@ -59,7 +59,7 @@ intersphinx_mapping = {
 
 
 def relink(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
-    """Let links of a file of the project's root, which lead from there, lead to the same from a page in ``project/``."""
+    """Let links of a file of the project's root lead to the same from a page in ``project/``, which includes it."""
     if path.parent == Path(".."):
         pages = {page.name.upper(): page.name for page in (HERE / "project").glob("*.md")}
 

@@ -12,7 +12,7 @@ from finetuning_scheduler.core import json_schema
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PACKAGE = Path(finetuning_scheduler.__file__).parent
 
