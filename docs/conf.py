@@ -16,7 +16,7 @@ project = "finetuning-scheduler"
 author = "The Fine-Tuning Scheduler authors"
 version = release = installed_version(project)
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "conf.py", "pictures"]
 suppress_warnings = ["toc.not_readable", "myst.xref_missing"]  # while pages of the table of contents are written
 
 default_role = "code"  # docstrings write `name` as Markdown does
@@ -28,7 +28,9 @@ html_show_copyright = False
 myst_heading_anchors = 3
 
 # The tutorial is executed at every build: what it shows is what the code does.
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "force"
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True

@@ -6,7 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import lightning as L
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from finetuning_scheduler import FinetuningScheduler
 from tests.docs.running import Names
@@ -117,8 +120,21 @@ def resumed_as_if_uninterrupted(names: Names) -> None:
     )
 
 
+def the_head_trained_for_three_epochs(names: Names) -> None:
+    assert transitions(names)[0].startswith("0 -> 1")
+    assert "at epoch 3," in next(line for line in names["said"] if line.startswith("Phase 0 -> 1"))
+    assert names["trainer"].current_epoch > 4
+
+
+def finished_its_phases(names: Names) -> None:
+    assert names["runner"].finished
+    assert names["runner"].phase == 1
+
+
 PROGRAMS = "docs/programs.md"
 CHECKS: Mapping[tuple[str, str], list[Check]] = {  # by page and heading, a check for each block below it
+    ("README.md", "Try it"): [the_head_trained_for_three_epochs],
+    ("README.md", "Plain PyTorch"): [finished_its_phases],
     (PROGRAMS, "Scoring"): [scored],
     (PROGRAMS, "Callbacks of your own"): [one_drives],
     (PROGRAMS, "From `configure_callbacks`"): [configured],
@@ -138,4 +154,39 @@ CHECKS: Mapping[tuple[str, str], list[Check]] = {  # by page and heading, a chec
     (PROGRAMS, "Loops written by hand"): [resumed_as_if_uninterrupted],
 }
 
-GIVEN: Mapping[str, Callable[[], Names]] = {}
+
+class MyLightningModule(L.LightningModule):
+    """The README's: twelve layers and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList([nn.Linear(4, 4) for _ in range(12)])})
+        self.head = nn.Linear(4, 2)
+
+    def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        x = batch[0]
+        for layer in self.encoder["layer"]:
+            x = x + layer(x)
+        return nn.functional.cross_entropy(self.head(x), batch[1])
+
+    def validation_step(self, batch: list[torch.Tensor]) -> None:
+        self.log("val_loss", self.training_step(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+
+class MyDataModule(L.LightningDataModule):
+    """The README's: rows of four numbers."""
+
+    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+        return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=8)
+
+    val_dataloader = train_dataloader
+
+
+# Names that a page takes for granted.
+GIVEN: Mapping[str, Names] = {
+    "README.md": {"MyLightningModule": MyLightningModule, "MyDataModule": MyDataModule},
+}

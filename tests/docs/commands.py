@@ -31,8 +31,16 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
     "make demo": Step("make demo"),
     "make test": Step("make test"),
     "make venv": Step("      - run: make venv PYTHON=python", WORKFLOW),
-    "python -m fts_examples.digits": "tests/examples/test_digits.py::test_the_three_ways_and_their_phases_are_printed",
+    "make docs": Step("make docs"),
+    "python benchmarks/silent_failures.py": (
+        "tests/docs/test_measured.py::test_what_fails_silently_without_a_schedule_does_not_with_one"
+    ),
+    "python docs/pictures/make_run_picture.py": "tests/docs/test_measured.py::test_the_picture_shows_the_demo_s_schedule",
     "python -m fts_examples.digits --help": digits_help,
+    "python -m pip install .": Step("      - run: make package PYTHON=python", WORKFLOW),
+    "python -m pytest tests/core/test_gradients.py -k compiled": (
+        "tests/core/test_gradients.py::test_a_compiled_model_is_judged_too"
+    ),
     "python -m fts_examples.text_classification --data DIR": (
         "tests/examples/test_text_classification.py::test_all_ways_are_compared"
     ),

@@ -44,7 +44,7 @@ def somewhere_quiet(folder: Path) -> Iterator[None]:
 def run(
     blocks: list[Block], given: Names, check: Callable[[Block, Names], None] = lambda block, names: None
 ) -> dict[str, Any]:
-    """Run blocks in one namespace; ``check`` gets each with the names, what it has ``said`` and ``written`` among them."""
+    """Run blocks in one namespace; ``check`` gets each with the names, with what it has ``said`` and ``written``."""
     names: dict[str, Any] = {"__name__": "__main__", **given}
     for block in blocks:
         torch.manual_seed(0)

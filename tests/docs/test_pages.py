@@ -50,7 +50,7 @@ def test_the_python_of_a_page_runs_and_says_what_the_page_says(page: str, tmp_pa
 
     unchecked = {place: list(checks) for place, checks in CHECKS.items() if place[0] == page}
     with running.somewhere_quiet(tmp_path):
-        running.run(here(page, "python"), GIVEN.get(page, dict)(), check)
+        running.run(here(page, "python"), GIVEN.get(page, {}), check)
     assert not any(unchecked.values()), f"no such blocks: {unchecked}"
 
 
