@@ -270,7 +270,7 @@ def rows() -> list[tuple[str, str, str]]:
         (
             "body without a graph",
             f"body moves by {unused:.2g}, nothing said",
-            f"warning: {warned(BodyWithoutGradient)}",
+            f"warns: {warned(BodyWithoutGradient)}",
         ),
         ("min_delta of a replaced callback", f"{endless} of 30 epochs", f"{stopped} of 30 epochs"),
     ]

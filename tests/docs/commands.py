@@ -35,7 +35,9 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
     "python benchmarks/silent_failures.py": (
         "tests/docs/test_measured.py::test_what_fails_silently_without_a_schedule_does_not_with_one"
     ),
-    "python docs/pictures/make_run_picture.py": "tests/docs/test_measured.py::test_the_picture_shows_the_demo_s_schedule",
+    "python docs/pictures/make_run_picture.py": (
+        "tests/docs/test_measured.py::test_the_picture_shows_the_demo_s_schedule"
+    ),
     "python -m fts_examples.digits --help": digits_help,
     "python -m pip install .": Step("      - run: make package PYTHON=python", WORKFLOW),
     "python -m pytest tests/core/test_gradients.py -k compiled": (
