@@ -39,7 +39,6 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
         "tests/docs/test_measured.py::test_the_picture_shows_the_demo_s_schedule"
     ),
     "python -m fts_examples.digits --help": digits_help,
-    "python -m pip install .": Step("      - run: make package PYTHON=python", WORKFLOW),
     "python -m pytest tests/core/test_gradients.py -k compiled": (
         "tests/core/test_gradients.py::test_a_compiled_model_is_judged_too"
     ),
