@@ -36,6 +36,7 @@ def drift() -> list[float]:
         failures.dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*`sync_dist=True`.* when logging")
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_what_fails_silently_without_a_schedule_does_not_with_one(
