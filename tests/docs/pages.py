@@ -87,5 +87,5 @@ def commands_of(text: str) -> Iterator[str]:
     prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     for line in prompted or lines:
         command = re.sub(r"(^|\s)#.*", "", line).strip()
-        if command:
+        if command and not command.startswith("cd "):
             yield re.sub(r"\s+", " ", command)
