@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from finetuning_scheduler import FinetuningScheduler
+from tests.docs.pages import ROOT
 from tests.docs.running import Names
 
 Check = Callable[[Names], None]
@@ -131,8 +132,23 @@ def finished_its_phases(names: Names) -> None:
     assert names["runner"].phase == 1
 
 
+def saved_as_much_as_the_page_says(names: Names) -> None:
+    page = (ROOT / "docs" / "memory_profiling.md").read_text(encoding="utf-8")
+    printed = [line for line in names["said"] if re.fullmatch(r"[01] \d+", line)]
+    assert printed == [f"{phase} {size}" for size, phase in re.findall(r"(\d+)(?: bytes)? for phase (\d)", page)]
+    assert len(printed) == 2
+    assert {path.name for path in Path("phases").iterdir()} == {"memory_fit_rank_0.yaml"}
+
+
+def tracks_fsdp2(names: Names) -> None:
+    assert names["fsdp_cfg"].track_fsdp_mem
+
+
+MEMORY = "docs/memory_profiling.md"
 PROGRAMS = "docs/programs.md"
 CHECKS: Mapping[tuple[str, str], list[Check]] = {  # by page and heading, a check for each block below it
+    (MEMORY, "A phase at a time"): [saved_as_much_as_the_page_says],
+    (MEMORY, "FSDP2"): [tracks_fsdp2],
     ("README.md", "Try it"): [the_head_trained_for_three_epochs],
     ("README.md", "Plain PyTorch"): [finished_its_phases],
     (PROGRAMS, "Scoring"): [scored],
