@@ -56,7 +56,7 @@ class FinetuningScheduler(AttachableCallback):
     fit has made of them.
 
     Args:
-        ft_schedule: Path of a YAML schedule, a mapping, or a :class:`Schedule`; ``None`` generates a schedule of two
+        ft_schedule: Path of a YAML schedule, a mapping, or a :class:`.Schedule`; ``None`` generates a schedule of two
             parameter tensors a phase, from the model's last to its first.
         gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``.
         epoch_transitions_only: Ignore running out of patience; every phase needs an epoch or step limit.
@@ -152,7 +152,7 @@ class FinetuningScheduler(AttachableCallback):
 
     @property
     def judgements(self) -> Sequence[Judgement]:
-        """Of each phase so far, which parameters a gradient has reached; see :class:`.core.gradients.Judgement`."""
+        """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
 
     def should_transition(self, trainer: Trainer) -> bool:
