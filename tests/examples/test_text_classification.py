@@ -130,7 +130,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_padded_to_its_longest_text(model: Path, write: Callable[..., Path]) -> None:
-    data = TextData(write(PAIRS), BertTokenizerFast.from_pretrained(model), max_length=16)
+    data = TextData.from_folder(write(PAIRS), BertTokenizerFast.from_pretrained(model), max_length=16)
     tokens, labels = next(iter(data.val_dataloader()))
     assert tokens["input_ids"].shape == (2, 9)  # [CLS] three words [SEP] three words [SEP]
     assert labels.tolist() == [0, 1]

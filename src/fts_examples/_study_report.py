@@ -1,0 +1,111 @@
+"""What a study came to: a CSV file with a row for each run, tables of means and spreads, and a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+ACCURACIES = {
+    "SST-2": "id_accuracy",
+    "others, mean": "ood_accuracy",
+    "Amazon": "amazon_accuracy",
+    "NYT": "nyt_accuracy",
+    "tweets": "tweets_accuracy",
+}
+CALIBRATION = {
+    "ECE before": "ece",
+    "ECE after": "ece_scaled",
+    "NLL before": "nll",
+    "NLL after": "nll_scaled",
+}
+EFFORT = {"epochs": "epochs", "processor seconds": "processor_seconds", "temperature": "temperature"}
+# Okabe and Ito's colours, told apart with any colour vision; shapes tell them apart without
+MARKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way with one seed: what was trained when, and figures by name; accuracies and ECEs are shares."""
+
+    way: str
+    seed: int
+    phases: str
+    figures: dict[str, float]
+
+
+def write_csv(runs: Sequence[Run], path: Path) -> None:
+    """Write a row for each run; figures have six significant digits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["way", "seed", "phases", *runs[0].figures])
+        for run in runs:
+            writer.writerow([run.way, run.seed, run.phases, *(f"{figure:.6g}" for figure in run.figures.values())])
+
+
+def read_csv(path: Path) -> list[Run]:
+    """Read what `write_csv` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            Run(row.pop("way"), int(row.pop("seed")), row.pop("phases"), {key: float(row[key]) for key in row})
+            for row in csv.DictReader(file)
+        ]
+
+
+def tables(runs: Sequence[Run]) -> str:
+    """Markdown tables of the mean of each figure over seeds, and its smallest and greatest value in parentheses."""
+    seeds = len({run.seed for run in runs})
+    parts = [
+        ("Accuracy (%)", ACCURACIES),
+        ("Calibration on SST-2 (ECE in %)", {heading: f"id_{key}" for heading, key in CALIBRATION.items()}),
+        ("Calibration on the others, mean (ECE in %)", {heading: f"ood_{key}" for heading, key in CALIBRATION.items()}),
+        ("Effort", EFFORT),
+    ]
+    note = f"Mean (least to greatest) of {seeds} seed{'s' if seeds > 1 else ''}."
+    return "\n\n".join([note, *(f"{title}:\n\n{_table(runs, columns)}" for title, columns in parts)])
+
+
+def _table(runs: Sequence[Run], columns: dict[str, str]) -> str:
+    lines = [["way", *columns], ["---", *("---:" for _ in columns)]]
+    for way, of_way in _by_way(runs):
+        lines.append([way, *(_summary([run.figures[key] for run in of_way], key) for key in columns.values())])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _by_way(runs: Iterable[Run]) -> Iterator[tuple[str, list[Run]]]:
+    runs = list(runs)
+    for way in dict.fromkeys(run.way for run in runs):
+        yield way, [run for run in runs if run.way == way]
+
+
+def _summary(values: Sequence[float], key: str) -> str:
+    share = "accuracy" in key or "ece" in key
+    factor, digits = (100, 1) if share else (1, 0 if key == "processor_seconds" else 1 if key == "epochs" else 3)
+    mean, least, greatest = (f"{factor * value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    return f"{mean} ({least} to {greatest})"
+
+
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """Draw accuracy out of the training distribution over that in it: each run small, each way's mean large.
+
+    Needs matplotlib (extra ``plot``). The file's ending says its format.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "fts", "font.size": 10}):
+        figure = Figure(figsize=(6.4, 4.4), layout="constrained", facecolor="white")
+        axes = figure.subplots()
+        for (way, of_way), (colour, shape) in zip(_by_way(runs), MARKS, strict=False):
+            x = [100 * run.figures["id_accuracy"] for run in of_way]
+            y = [100 * run.figures["ood_accuracy"] for run in of_way]
+            axes.scatter(x, y, s=22, c=colour, marker=shape, alpha=0.6, linewidths=0)
+            axes.scatter([fmean(x)], [fmean(y)], s=110, c=colour, marker=shape, edgecolors="black", label=way)
+        axes.set_xlabel("accuracy on SST-2 (%)")
+        axes.set_ylabel("accuracy on the other texts, mean (%)")
+        axes.legend(title="large: mean of the seeds", frameon=False)
+        axes.grid(alpha=0.3)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
