@@ -56,7 +56,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
     while high - low > 1e-9 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+        low, high = (middle, high) if slope(middle) <= 0 else (low, middle)
     return 2 / (low + high)
 
 
