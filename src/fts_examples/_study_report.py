@@ -22,6 +22,14 @@ CALIBRATION = {
     "NLL after": "nll_scaled",
 }
 EFFORT = {"epochs": "epochs", "processor seconds": "processor_seconds", "temperature": "temperature"}
+DIGITS = {"epochs": 1, "processor_seconds": 0, "temperature": 2}
+COMPARED = {
+    "accuracy, SST-2": "id_accuracy",
+    "accuracy, others": "ood_accuracy",
+    "ECE after, SST-2": "id_ece_scaled",
+    "ECE after, others": "ood_ece_scaled",
+    "NLL after, others": "ood_nll_scaled",
+}
 # Okabe and Ito's colours, told apart with any colour vision; shapes tell them apart without
 MARKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 
@@ -56,23 +64,50 @@ def read_csv(path: Path) -> list[Run]:
 
 
 def tables(runs: Sequence[Run]) -> str:
-    """Markdown tables of the mean of each figure over seeds, and its smallest and greatest value in parentheses."""
+    """Markdown tables of the mean of each figure over seeds, and its least and greatest value in parentheses.
+
+    The last table compares each way with the first. "apart": the two ways' values, over all seeds, do not overlap.
+    """
     seeds = len({run.seed for run in runs})
-    parts = [
-        ("Accuracy (%)", ACCURACIES),
-        ("Calibration on SST-2 (ECE in %)", {heading: f"id_{key}" for heading, key in CALIBRATION.items()}),
-        ("Calibration on the others, mean (ECE in %)", {heading: f"ood_{key}" for heading, key in CALIBRATION.items()}),
-        ("Effort", EFFORT),
-    ]
     note = f"Mean (least to greatest) of {seeds} seed{'s' if seeds > 1 else ''}."
-    return "\n\n".join([note, *(f"{title}:\n\n{_table(runs, columns)}" for title, columns in parts)])
+    parts = [
+        _table("Accuracy (%)", runs, ACCURACIES),
+        _table("Calibration on SST-2 (ECE in %)", runs, {title: f"id_{key}" for title, key in CALIBRATION.items()}),
+        _table(
+            "Calibration on the others (ECE in %)", runs, {title: f"ood_{key}" for title, key in CALIBRATION.items()}
+        ),
+        _table("Effort", runs, EFFORT),
+        _differences(runs),
+    ]
+    return "\n\n".join([note, *parts])
 
 
-def _table(runs: Sequence[Run], columns: dict[str, str]) -> str:
-    lines = [["way", *columns], ["---", *("---:" for _ in columns)]]
-    for way, of_way in _by_way(runs):
-        lines.append([way, *(_summary([run.figures[key] for run in of_way], key) for key in columns.values())])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _table(title: str, runs: Sequence[Run], columns: dict[str, str]) -> str:
+    rows = [
+        [way, *(_summary([run.figures[key] for run in of_way], key) for key in columns.values())]
+        for way, of_way in _by_way(runs)
+    ]
+    return _markdown(title, list(columns), rows)
+
+
+def _differences(runs: Sequence[Run]) -> str:
+    """Compare each way with the first one, seed by seed."""
+    (first, of_first), *others = _by_way(runs)
+    rows = []
+    for way, of_way in others:
+        cells = []
+        for key in COMPARED.values():
+            ours, theirs = ([run.figures[key] for run in part] for part in (of_way, of_first))
+            differences = [one - other for one, other in zip(ours, theirs, strict=False)]
+            apart = len(ours) > 1 and (min(ours) > max(theirs) or max(ours) < min(theirs))
+            cells.append(_summary(differences, key, sign="+") + (", apart" if apart else ""))
+        rows.append([way, *cells])
+    return _markdown(f"Difference from {first}, seed by seed (accuracy and ECE in points)", list(COMPARED), rows)
+
+
+def _markdown(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [["way", *headings], ["---", *("---:" for _ in headings)], *rows]
+    return "\n".join([f"{title}:", "", *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
 def _by_way(runs: Iterable[Run]) -> Iterator[tuple[str, list[Run]]]:
@@ -81,10 +116,12 @@ def _by_way(runs: Iterable[Run]) -> Iterator[tuple[str, list[Run]]]:
         yield way, [run for run in runs if run.way == way]
 
 
-def _summary(values: Sequence[float], key: str) -> str:
+def _summary(values: Sequence[float], key: str, sign: str = "") -> str:
     share = "accuracy" in key or "ece" in key
-    factor, digits = (100, 1) if share else (1, 0 if key == "processor_seconds" else 1 if key == "epochs" else 3)
-    mean, least, greatest = (f"{factor * value:.{digits}f}" for value in (fmean(values), min(values), max(values)))
+    factor, digits = (100, 1) if share else (1, DIGITS.get(key, 3))
+    mean, least, greatest = (
+        f"{factor * value:{sign}.{digits}f}" for value in (fmean(values), min(values), max(values))
+    )
     return f"{mean} ({least} to {greatest})"
 
 
@@ -97,7 +134,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.hashsalt": "fts", "font.size": 10}):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained", facecolor="white")
         axes = figure.subplots()
         for (way, of_way), (colour, shape) in zip(_by_way(runs), MARKS, strict=False):
             x = [100 * run.figures["id_accuracy"] for run in of_way]
@@ -106,6 +143,6 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             axes.scatter([fmean(x)], [fmean(y)], s=110, c=colour, marker=shape, edgecolors="black", label=way)
         axes.set_xlabel("accuracy on SST-2 (%)")
         axes.set_ylabel("accuracy on the other texts, mean (%)")
-        axes.legend(title="large: mean of the seeds", frameon=False)
+        figure.legend(loc="outside right upper", title="large: mean", frameon=False)
         axes.grid(alpha=0.3)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -21,10 +21,11 @@ from finetuning_scheduler.core.prepare import resolve
 from fts_examples._calibration import fit_temperature, scores
 from fts_examples._comparison import Settings
 from fts_examples._snippets import fetch, read_snippets
-from fts_examples._study_report import Run, read_csv, tables, write_csv
+from fts_examples._study_report import ACCURACIES, CALIBRATION, COMPARED, EFFORT, Run, read_csv, tables, write_csv
 from fts_examples._text_data import DataError, Row, TextData
 from fts_examples._text_model import TextClassifier
 from fts_examples.lp_ft import MeanPooledClassifier, Rates, Way, app, by_length, run_way, schedule_of, spread_out
+from tests.examples.study_pages import STUDIES, arguments_of
 
 WORDS = ("a", "dull", "fine", "film", "long", "story")
 ROWS = [{"sentence": f"a {word} film", "label": label} for word, label in (("dull", 0), ("fine", 1))] * 20
@@ -37,7 +38,6 @@ SNIPPETS = {
 RATES = Rates(head=0.01, everything=0.001, decay=0.5)
 BODY = "model.body."
 PARAMETERS = 2 * 8 + 2  # of the head
-DOCS = Path(__file__).parents[2] / "docs" / "studies"
 
 
 @pytest.fixture(scope="module")
@@ -453,6 +453,32 @@ def test_numbers_below_one_are_refused(arguments: tuple[str, str], data: Path, m
 # --- the page
 
 
+def test_the_command_of_the_page_runs(data: Path, model: Path, tmp_path: Path) -> None:
+    places = {"DIR": str(data), "OUTPUT": str(tmp_path / "out")}
+    arguments = [places.get(word, word) for word in arguments_of("lp_ft.md", "fts_examples.lp_ft")]
+    tiny = ["--model", str(model), "--snippets", str(make_archive(tmp_path)), "--seeds", "1", "--max-epochs", "1"]
+    result = CliRunner().invoke(app, [*arguments, *tiny], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"lp_ft.csv", "lp_ft.svg"}
+
+
 def test_the_page_shows_the_tables_of_the_figures_beside_it() -> None:
-    page = (DOCS / "lp_ft.md").read_text(encoding="utf-8")
-    assert tables(read_csv(DOCS / "lp_ft.csv")) in page
+    assert tables(read_csv(STUDIES / "lp_ft.csv")) in (STUDIES / "lp_ft.md").read_text(encoding="utf-8")
+
+
+def test_a_way_is_apart_from_the_first_if_no_values_overlap() -> None:
+    accuracies = {"full": (0.5, 0.6), "LP-FT": (0.6, 0.7), "gradual": (0.61, 0.7)}
+    calibration = [f"{prefix}_{key}" for prefix in ("id", "ood") for key in CALIBRATION.values()]
+    runs = [
+        Run(
+            way,
+            seed,
+            "",
+            dict.fromkeys([*ACCURACIES.values(), *EFFORT.values(), *COMPARED.values(), *calibration], value),
+        )
+        for way, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    table = tables(runs).split("Difference from full")[1]
+    assert "| LP-FT | +10.0 (+10.0 to +10.0) | " in table
+    assert "| gradual | +10.5 (+10.0 to +11.0), apart | " in table

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from fts_examples._text_data import DataError, TextData, read_rows
 from fts_examples.text_classification import app
+from tests.examples.study_pages import arguments_of
 
 WORDS = ("a", "dull", "fine", "film", "long", "story")
 ROWS = [{"sentence": f"a {word} film", "label": label} for word in ("dull", "fine") for label in (0, 1)]
@@ -57,6 +58,16 @@ def test_all_ways_are_compared(model: Path, write: Callable[..., Path]) -> None:
     for way in ("no schedule", "generated schedule", "explicit schedule"):
         assert re.search(rf"{way} +│ +\d+\.\d% +│ +[123] +│", result.output), result.output
     assert re.search(r"explicit schedule +│ 1 +│ [12] to 2 ", result.output), result.output
+
+
+def test_the_command_of_the_study_runs(model: Path, write: Callable[..., Path]) -> None:
+    folder = str(write(ROWS))
+    arguments = [
+        folder if word == "DIR" else word for word in arguments_of("sst2.md", "fts_examples.text_classification")
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--model", str(model), "--max-epochs", "1"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert result.output.count("schedule │") == 6  # three ways in two tables
 
 
 def test_pairs_of_texts_with_named_labels_are_read(model: Path, write: Callable[..., Path]) -> None:
