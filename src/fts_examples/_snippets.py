@@ -65,7 +65,8 @@ def read_snippets(archive: Path, least: float = 1.0) -> dict[str, list[Row]]:
     except OSError as error:
         raise DataError(f"{archive}: expected a readable archive, got: {error.strerror or error}") from error
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{archive}: expected the source distribution of {REQUIREMENT}, got: {error}") from error
+        reason = str(error).splitlines()[0].rstrip(":")
+        raise DataError(f"{archive}: expected the source distribution of {REQUIREMENT}, got: {reason}") from error
 
 
 @contextmanager

@@ -45,13 +45,13 @@ class Run:
 
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """Write a row for each run; figures have six significant digits."""
+    """Write a row for each run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["way", "seed", "phases", *runs[0].figures])
         for run in runs:
-            writer.writerow([run.way, run.seed, run.phases, *(f"{figure:.6g}" for figure in run.figures.values())])
+            writer.writerow([run.way, run.seed, run.phases, *run.figures.values()])
 
 
 def read_csv(path: Path) -> list[Run]:

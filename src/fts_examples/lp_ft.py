@@ -32,6 +32,7 @@ from fts_examples._text_data import DataError, Row, TextData, read_rows
 from fts_examples._text_model import ModelError, TextClassifier, bundled_model, load_tokenizer
 
 HELD_OUT_EVERY = 20
+SIGNIFICANT_DIGITS = 6  # so that the file has all that the tables are made of
 
 app = typer.Typer(add_completion=False)
 
@@ -123,7 +124,8 @@ def run_way(
     temperature = fit_temperature(*held_out)
     figures = {"epochs": trained.epochs, "processor_seconds": trained.processor_seconds, "temperature": temperature}
     figures |= test_figures(dict(zip(tests, predicted, strict=True)), temperature)
-    return Run(way.value, settings.seed, in_words(trained.phases), figures)
+    rounded = {name: float(f"{figure:.{SIGNIFICANT_DIGITS}g}") for name, figure in figures.items()}
+    return Run(way.value, settings.seed, in_words(trained.phases), rounded)
 
 
 def test_figures(predicted: Mapping[str, tuple[Tensor, Tensor]], temperature: float) -> dict[str, float]:
@@ -147,22 +149,19 @@ def in_words(phases: Sequence[PhaseRecord]) -> str:
     )
 
 
-def read_study(
-    data: Path, archive: Path, model: str, *, train_rows: int | None, test_rows: int | None, batch_size: int
-) -> tuple[TextData, dict[str, Sequence[Row]]]:
-    """Read the rows to train on, those held out of them (every twentieth of the file), and the test sets by name."""
-    rows = read_rows(data / "train.jsonl")
+def read_training(data: Path, model: str, *, train_rows: int | None, batch_size: int) -> TextData:
+    """Read the rows to train on, and those held out of them: every twentieth of the file."""
+    path = data / "train.jsonl"
+    rows = read_rows(path)
     held_out = rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-    kept = [row for number, row in enumerate(rows, start=1) if number % HELD_OUT_EVERY][:train_rows]
     if not held_out:
-        raise DataError(f"{data / 'train.jsonl'}: expected at least {HELD_OUT_EVERY} rows, got {len(rows)}")
-    tests = {"id": read_rows(data / "validation.jsonl"), **read_snippets(archive)}
+        raise DataError(f"{path}: expected at least {HELD_OUT_EVERY} rows, got {len(rows)}")
+    kept = [row for number, row in enumerate(rows, start=1) if number % HELD_OUT_EVERY][:train_rows]
     study = TextData(kept, by_length(held_out), load_tokenizer(model), batch_size=batch_size)
     if study.labels != [NEGATIVE, POSITIVE]:
         found = ", ".join(map(repr, study.labels))
-        raise DataError(f"{data / 'train.jsonl'}: expected the labels 0 (negative) and 1 (positive), got {found}")
-    study.check_labels(tests["id"])
-    return study, {name: by_length(spread_out(rows, test_rows)) for name, rows in tests.items()}
+        raise DataError(f"{path}: expected the labels 0 (negative) and 1 (positive), got {found}")
+    return study
 
 
 def spread_out(rows: Sequence[Row], limit: int | None) -> list[Row]:
@@ -202,10 +201,11 @@ def main(
     try:
         with tempfile.TemporaryDirectory() as temporary:
             source = model or bundled_model()
-            archive = snippets or fetch(Path(temporary))
-            study, tests = read_study(
-                data, archive, source, train_rows=train_rows, test_rows=test_rows, batch_size=batch_size
-            )
+            study = read_training(data, source, train_rows=train_rows, batch_size=batch_size)
+            test = read_rows(data / "validation.jsonl")
+            study.check_labels(test)
+            kinds = {"id": test, **read_snippets(snippets or fetch(Path(temporary)))}
+            tests = {name: by_length(spread_out(rows, test_rows)) for name, rows in kinds.items()}
             for seed in range(seeds):
                 settings = Settings(max_epochs, patience, seed, Path(temporary))
                 for way in Way:
