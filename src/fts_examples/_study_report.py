@@ -24,11 +24,11 @@ CALIBRATION = {
 EFFORT = {"epochs": "epochs", "processor seconds": "processor_seconds", "temperature": "temperature"}
 DIGITS = {"epochs": 1, "processor_seconds": 0, "temperature": 2}
 COMPARED = {
-    "accuracy, SST-2": "id_accuracy",
-    "accuracy, others": "ood_accuracy",
-    "ECE after, SST-2": "id_ece_scaled",
-    "ECE after, others": "ood_ece_scaled",
-    "NLL after, others": "ood_nll_scaled",
+    "accuracy on SST-2": "id_accuracy",
+    "accuracy on others": "ood_accuracy",
+    "ECE after, on SST-2": "id_ece_scaled",
+    "ECE after, on others": "ood_ece_scaled",
+    "NLL after, on others": "ood_nll_scaled",
 }
 # Okabe and Ito's colours, told apart with any colour vision; shapes tell them apart without
 MARKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
@@ -66,7 +66,7 @@ def read_csv(path: Path) -> list[Run]:
 def tables(runs: Sequence[Run]) -> str:
     """Markdown tables of the mean of each figure over seeds, and its least and greatest value in parentheses.
 
-    The last table compares each way with the first. "apart": the two ways' values, over all seeds, do not overlap.
+    The last table compares each way with the first. "apart": the values of the two, over all seeds, do not overlap.
     """
     seeds = len({run.seed for run in runs})
     note = f"Mean (least to greatest) of {seeds} seed{'s' if seeds > 1 else ''}."
@@ -77,7 +77,7 @@ def tables(runs: Sequence[Run]) -> str:
             "Calibration on the others (ECE in %)", runs, {title: f"ood_{key}" for title, key in CALIBRATION.items()}
         ),
         _table("Effort", runs, EFFORT),
-        _differences(runs),
+        *_differences(runs),
     ]
     return "\n\n".join([note, *parts])
 
@@ -90,19 +90,22 @@ def _table(title: str, runs: Sequence[Run], columns: dict[str, str]) -> str:
     return _markdown(title, list(columns), rows)
 
 
-def _differences(runs: Sequence[Run]) -> str:
-    """Compare each way with the first one, seed by seed."""
+def _differences(runs: Sequence[Run]) -> Iterator[str]:
+    """Compare each way with the first one, seed by seed, and say in which figures its values do not overlap with it."""
     (first, of_first), *others = _by_way(runs)
-    rows = []
+    rows, apart = [], []
     for way, of_way in others:
-        cells = []
-        for key in COMPARED.values():
+        row = [way]
+        for heading, key in COMPARED.items():
             ours, theirs = ([run.figures[key] for run in part] for part in (of_way, of_first))
             differences = [one - other for one, other in zip(ours, theirs, strict=False)]
-            apart = len(ours) > 1 and (min(ours) > max(theirs) or max(ours) < min(theirs))
-            cells.append(_summary(differences, key, sign="+") + (", apart" if apart else ""))
-        rows.append([way, *cells])
-    return _markdown(f"Difference from {first}, seed by seed (accuracy and ECE in points)", list(COMPARED), rows)
+            is_apart = len(ours) > 1 and (min(ours) > max(theirs) or max(ours) < min(theirs))
+            row.append(_summary(differences, key, sign="+") + (", apart" if is_apart else ""))
+            apart += [f"{way} in {heading}"] if is_apart else []
+        rows.append(row)
+    yield _markdown(f"Difference from {first}, seed by seed (accuracy and ECE in points)", list(COMPARED), rows)
+    if len(of_first) > 1:
+        yield f"Apart from {first}: {'; '.join(apart) or 'none'}. All other differences are within the seeds' spread."
 
 
 def _markdown(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

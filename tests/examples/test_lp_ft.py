@@ -482,3 +482,4 @@ def test_a_way_is_apart_from_the_first_if_no_values_overlap() -> None:
     table = tables(runs).split("Difference from full")[1]
     assert "| LP-FT | +10.0 (+10.0 to +10.0) | " in table
     assert "| gradual | +10.5 (+10.0 to +11.0), apart | " in table
+    assert f"Apart from full: {'; '.join(f'gradual in {heading}' for heading in COMPARED)}. All other" in table
