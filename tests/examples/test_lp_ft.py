@@ -166,6 +166,18 @@ def test_head_only_trains_the_head_to_its_end(model: Path, tmp_path: Path, steps
     assert re.fullmatch(rf"phase 0: epochs 0-\d, {PARAMETERS} trainable", outcome.phases)
 
 
+@pytest.mark.parametrize(("way", "in_train_mode"), [(Way.FULL, True), (Way.HEAD, False)])
+def test_a_frozen_body_has_no_dropout(
+    way: Way, in_train_mode: bool, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+    monkeypatch.setattr(
+        TextClassifier, "on_before_optimizer_step", lambda module, _: modes.append(module.model.body.training)
+    )
+    train_way(way, model, tmp_path, 1)
+    assert modes == [in_train_mode] * 4
+
+
 def test_lp_ft_trains_the_head_until_it_stops_and_then_everything_at_the_lower_rate(
     model: Path, tmp_path: Path, steps: list[dict[float, int]]
 ) -> None:
