@@ -1,5 +1,7 @@
 """Text classification data: JSON lines on disk to tokenized batches."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,19 +115,18 @@ def tokenized(
 
 
 class TextData(L.LightningDataModule):
-    """Batches of ``train.jsonl`` and ``validation.jsonl``, padded to the longest text of each batch.
+    """Batches of rows to train on and of rows to validate on, padded to the longest text of each batch.
 
     Raises:
-        DataError: A file cannot be used, or a validation row has a label that no training row has.
+        DataError: A validation row has a label that no training row has.
     """
 
     def __init__(
         self,
-        directory: Path,
+        train: Sequence[Row],
+        validation: Sequence[Row],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        train_rows: int | None = None,
-        validation_rows: int | None = None,
         max_length: int = 64,
         batch_size: int = 16,
     ) -> None:
@@ -133,14 +134,38 @@ class TextData(L.LightningDataModule):
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.batch_size = batch_size
-        self.train = read_rows(directory / "train.jsonl", train_rows)
-        self.validation = read_rows(directory / "validation.jsonl", validation_rows)
-        self.labels: list[Label] = sorted({row.label for row in self.train}, key=str)
-        for row in self.validation:
+        self.train = train
+        self.validation = validation
+        self.labels: list[Label] = sorted({row.label for row in train}, key=str)
+        self.check_labels(validation)
+
+    @classmethod
+    def from_folder(
+        cls,
+        directory: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        train_rows: int | None = None,
+        validation_rows: int | None = None,
+        max_length: int = 64,
+        batch_size: int = 16,
+    ) -> TextData:
+        """Read ``train.jsonl`` and ``validation.jsonl``, or the first rows of them.
+
+        Raises:
+            DataError: A file cannot be used, or a validation row has a label that no training row has.
+        """
+        train = read_rows(directory / "train.jsonl", train_rows)
+        validation = read_rows(directory / "validation.jsonl", validation_rows)
+        return cls(train, validation, tokenizer, max_length=max_length, batch_size=batch_size)
+
+    def check_labels(self, rows: Sequence[Row]) -> None:
+        """Raise a DataError if a row has a label that no training row has."""
+        for row in rows:
             if row.label not in self.labels:
                 raise DataError(f"{row.where}: expected a label of the training rows, got {row.label!r}")
 
-    def loader(self, rows: list[Row], *, shuffle: bool = False) -> DataLoader[Any]:
+    def loader(self, rows: Sequence[Row], *, shuffle: bool = False) -> DataLoader[Any]:
         """Load rows in batches."""
         return DataLoader(rows, self.batch_size, shuffle=shuffle, collate_fn=self.collate)  # type: ignore[arg-type]
 
