@@ -17,7 +17,6 @@ author = "The Fine-Tuning Scheduler authors"
 version = release = installed_version(project)
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "conf.py", "jupyter_execute", "pictures"]
-suppress_warnings = ["toc.not_readable", "myst.xref_missing"]  # while pages of the table of contents are written
 
 default_role = "code"  # docstrings write `name` as Markdown does
 
