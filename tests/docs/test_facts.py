@@ -53,3 +53,9 @@ def test_the_map_of_the_house_names_what_is_there_and_every_module_of_the_core()
     assert {name for name in named if not any((home / name).exists() for home in homes)} == set()
     core = {path.name for path in (PACKAGE / "core").iterdir() if not path.name.startswith("__")}
     assert {name for name in core if not {name, f"core/{name}"} & named} == set()
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_the_files_that_a_page_of_the_root_links_to_are_there(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
