@@ -46,6 +46,7 @@ from .errors import CheckpointError, Problem, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
+_OTHER_PACKAGE_KEY = "fts_metadata"  # in the state that the other package of this name (2.x) saves
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
@@ -276,13 +277,13 @@ class Entry:
             # The checkpoint is not known yet: the strategy loads it later.
             self.session.begin(moment)
             self._hooked.enter_context(loading_with(self.trainer.strategy, self._resume_late))
-        elif self.loaded is None:
-            self._refuse_foreign_checkpoint(self.resumed_from)
+            return
+        self._refuse_foreign_checkpoint(self.resumed_from)
+        if self.loaded is None:
             self.session.begin(moment)
-            self.carried_on = True
         else:
             self.session.resume(_session_state(self.loaded))
-            self.carried_on = True
+        self.carried_on = True
 
     def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
@@ -296,19 +297,26 @@ class Entry:
             return self.adapter.resume(path, self.session, weights_only=weights_only)
 
     def _refuse_foreign_checkpoint(self, path: object) -> None:
-        if self.loaded is None and path is not None:
+        """Refuse to resume from a file that another program has written, with its name and what can be done with it."""
+        if path is None or (self.loaded is not None and _OTHER_PACKAGE_KEY not in self.loaded):
+            return
+        if self.loaded is None:
             message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
             fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
-            raise CheckpointError(Problem(message, fix=fix))
+        else:
+            other = f"{path}, which the 2.x package of its name has"
+            message = f"expected a checkpoint that this package has written, got {other}"
+            fix = "Load its weights with `load_from_checkpoint` and start a new fit, without `ckpt_path`."
+        raise CheckpointError(Problem(message, fix=fix))
 
     def settle(self) -> None:
         """Resume at last, if nothing has been loaded by the time that training starts."""
         if self.carried_on:
             return
         with as_misconfiguration():
+            self._refuse_foreign_checkpoint(self.resumed_from)
             if self.loaded is not None:
                 self.session.resume(_session_state(self.loaded))
-            self._refuse_foreign_checkpoint(self.resumed_from)
 
 
 def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,10 @@ class Problem:
 
     @property
     def where(self) -> str:
-        """The place, as far as it is known: `file.yaml:12, phase 2, selector 'x.y'`."""
+        """The place, as far as it is known.
+
+        For example `file.yaml:12, phase 2, selector 'x.y'`.
+        """
         parts = []
         if self.source is not None:
             parts.append(self.source if self.line is None else f"{self.source}:{self.line}")

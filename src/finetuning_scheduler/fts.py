@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from ._entry import NOT_BEGUN
@@ -55,7 +56,7 @@ class FinetuningScheduler(AttachableCallback):
     fit has made of them.
 
     Args:
-        ft_schedule: Path of a YAML schedule, a mapping, or a :class:`Schedule`; ``None`` generates a schedule of two
+        ft_schedule: Path of a YAML schedule, a mapping, or a :class:`.Schedule`; ``None`` generates a schedule of two
             parameter tensors a phase, from the model's last to its first.
         gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``.
         epoch_transitions_only: Ignore running out of patience; every phase needs an epoch or step limit.
@@ -80,7 +81,8 @@ class FinetuningScheduler(AttachableCallback):
 
     def __init__(
         self,
-        ft_schedule: Schedule | dict[Any, Any] | str | PathLike[str] | None = None,
+        # `Path` tells LightningCLI to leave a path alone: it would read the file itself, and lines could not be named.
+        ft_schedule: Schedule | dict[Any, Any] | str | Path | PathLike[str] | None = None,
         max_depth: int = -1,
         base_max_lr: float | None = 1e-5,
         restore_best: bool = True,
@@ -150,7 +152,7 @@ class FinetuningScheduler(AttachableCallback):
 
     @property
     def judgements(self) -> Sequence[Judgement]:
-        """Of each phase so far, which parameters a gradient has reached; see :class:`.core.gradients.Judgement`."""
+        """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
 
     def should_transition(self, trainer: Trainer) -> bool:

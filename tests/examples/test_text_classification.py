@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from fts_examples._text_data import DataError, TextData, read_rows
 from fts_examples.text_classification import app
+from tests.examples.study_pages import arguments_of
 
 WORDS = ("a", "dull", "fine", "film", "long", "story")
 ROWS = [{"sentence": f"a {word} film", "label": label} for word in ("dull", "fine") for label in (0, 1)]
@@ -57,6 +58,16 @@ def test_all_ways_are_compared(model: Path, write: Callable[..., Path]) -> None:
     for way in ("no schedule", "generated schedule", "explicit schedule"):
         assert re.search(rf"{way} +│ +\d+\.\d% +│ +[123] +│", result.output), result.output
     assert re.search(r"explicit schedule +│ 1 +│ [12] to 2 ", result.output), result.output
+
+
+def test_the_command_of_the_study_runs(model: Path, write: Callable[..., Path]) -> None:
+    folder = str(write(ROWS))
+    arguments = [
+        folder if word == "DIR" else word for word in arguments_of("sst2.md", "fts_examples.text_classification")
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--model", str(model), "--max-epochs", "1"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert len(re.findall("schedule +│", result.output)) == 6  # three ways in two tables
 
 
 def test_pairs_of_texts_with_named_labels_are_read(model: Path, write: Callable[..., Path]) -> None:
@@ -130,7 +141,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_padded_to_its_longest_text(model: Path, write: Callable[..., Path]) -> None:
-    data = TextData(write(PAIRS), BertTokenizerFast.from_pretrained(model), max_length=16)
+    data = TextData.from_folder(write(PAIRS), BertTokenizerFast.from_pretrained(model), max_length=16)
     tokens, labels = next(iter(data.val_dataloader()))
     assert tokens["input_ids"].shape == (2, 9)  # [CLS] three words [SEP] three words [SEP]
     assert labels.tolist() == [0, 1]

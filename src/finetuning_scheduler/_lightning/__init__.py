@@ -32,6 +32,7 @@ from .package import (
     Strategy,
     Trainer,
     TrainerFn,
+    WeightAveraging,
     pl,
 )
 from .training import (
@@ -65,6 +66,7 @@ __all__ = [
     "Strategy",
     "Trainer",
     "TrainerFn",
+    "WeightAveraging",
     "after_configure_model",
     "around_setup",
     "callbacks_of",

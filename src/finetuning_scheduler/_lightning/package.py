@@ -53,6 +53,7 @@ EarlyStopping = pl.callbacks.EarlyStopping
 ModelCheckpoint = pl.callbacks.ModelCheckpoint
 ModelPruning = pl.callbacks.ModelPruning
 StochasticWeightAveraging = pl.callbacks.StochasticWeightAveraging
+WeightAveraging = pl.callbacks.WeightAveraging
 
 __all__ = [
     "Callback",
@@ -72,5 +73,6 @@ __all__ = [
     "Strategy",
     "Trainer",
     "TrainerFn",
+    "WeightAveraging",
     "pl",
 ]

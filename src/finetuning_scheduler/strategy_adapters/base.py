@@ -41,7 +41,11 @@ class StrategyAdapter:
         return self._trainer
 
     def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test."""
+        """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test.
+
+        Raises:
+            ScheduleError: The trainer has something that the strategy's module cannot be set up with.
+        """
         self._trainer = trainer
 
     def on_model_configured(self) -> None:

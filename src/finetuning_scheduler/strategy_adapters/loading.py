@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from .._lightning import Trainer, install_optimizer, load_model_and_precision
 from ..core.optim.param_groups import group_names
+from ..core.schedule.wording import listed
 from ..core.session import Session
 from ..core.thaw import set_trainable
 from ..core.view import plain_name
@@ -78,7 +79,12 @@ def resume(trainer: Trainer, path: str, session: Session, *, weights_only: bool 
 
 
 def restore(trainer: Trainer, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
-    """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are."""
+    """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are.
+
+    Raises:
+        CheckpointError: The checkpoint leaves parameters out.
+    """
+    _check_whole(path, session, weights_only=weights_only)
     progress = saved_metadata(path, weights_only=weights_only)["callbacks"][state_key]
     tensors = session.parameters
     stand_in = session.emptied_optimizer(progress["phase"])
@@ -91,6 +97,21 @@ def restore(trainer: Trainer, path: str, session: Session, state_key: str, *, we
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     states = {name_of[id(tensor)]: state for tensor, state in stand_in.state.items()}
     session.optimizer.load_state_dict(session.optimizer_state_from(states, progress["phase"]))
+
+
+def _check_whole(path: str, session: Session, *, weights_only: bool) -> None:
+    """Refuse a checkpoint that leaves weights out: what it lacks would keep the values of another moment."""
+    if Path(path).is_dir():
+        keys = FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = {plain_name(key.partition(".")[2]) for key in keys}
+    else:
+        saved = {plain_name(key) for key in saved_metadata(path, weights_only=weights_only)["state_dict"]}
+    if left_out := [name for name in session.view.tensors if name not in saved]:
+        message = (
+            f"expected a checkpoint of all parameters, since a sharded model is restored whole, got {path} without "
+            f"{listed(left_out)}"
+        )
+        raise CheckpointError(Problem(message, fix="Save them too, or use FinetuningScheduler(restore_best=False)."))
 
 
 def _load(
