@@ -83,10 +83,16 @@ def aliased() -> str:
     return "\n".join([f"0: {{params: &all [{names}]}}", *(f"{i}: {{params: *all}}" for i in range(1, 1_000))])
 
 
+def milestones() -> str:
+    init = f"{{milestones: {list(range(10_000))}, gamma: [1]}}"
+    scheduler = f"{{class_path: torch.optim.lr_scheduler.MultiStepLR, init_args: {init}}}"
+    return f"0: {{params: [x]}}\n1: {{params: [y.weight], new_lr_scheduler: {{lr_scheduler_init: {scheduler}}}}}\n"
+
+
 FILES: dict[str, tuple[Callable[[], str], str]] = {
     "a list repeated by aliases": (aliased, "expected aliases of at most 50,000 values, got more"),
     "very many values": (lambda: f"0: {{params: [{'x,' * 400_000}]}}", "expected at most 250,000 values, got more"),
-    "very many wrong values": (lambda: f"0: {{params: [{'1,' * 200_000}]}}", "expected a string, got 1"),
+    "very many wrong values": (lambda: f"0: {{params: [{'1,' * 100_000}]}}", "expected a string, got 1"),
     "very many selectors of nothing": (
         lambda: "0:\n  params:\n" + "".join(f"  - nothing.{i}.at.all\n" for i in range(100_000)),
         "expected to match a parameter, but matches none",
@@ -96,7 +102,7 @@ FILES: dict[str, tuple[Callable[[], str], str]] = {
         "expected to match a parameter, but matches none",
     ),
     "very many phases": (
-        lambda: "".join(f"{2 * i}: {{params: [x]}}\n" for i in range(40_000)),
+        lambda: "".join(f"{2 * i}: {{params: [x]}}\n" for i in range(20_000)),
         "expected phase numbers from 0 without gaps",
     ),
     "duplicate keys": (lambda: "0: {params: [x]}\n" * 100_000, "expected each key once"),
@@ -105,6 +111,7 @@ FILES: dict[str, tuple[Callable[[], str], str]] = {
     "escapes": (lambda: '0: {params: ["' + r"\x41" * 200_000 + '"]}', "more than 10,000 characters"),
     "open brackets": (lambda: "[" * 500_000, "nested levels"),
     "many anchors": (lambda: f"0: {{params: [{','.join(f'&a{i} n{i}' for i in range(100_000))}]}}", "match"),
+    "many milestones": (milestones, "does not take `init_args`"),
     "a too large file": (lambda: "#" * (16 * 2**20 + 1), "expected a file of at most 16,777,216 bytes"),
 }
 CHILD = """
