@@ -51,7 +51,7 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
     "python -m fts_examples.lp_ft --data DIR --train-rows 640 --test-rows 872 --threads 1 --output OUTPUT": (
         "tests/examples/test_lp_ft.py::test_the_command_of_the_page_runs"
     ),
-    "python -m fts_examples.text_classification --data DIR --threads 1 --max-epochs 60 --batch-size 32": (
+    "python -m fts_examples.text_classification --data DIR --train-rows 2000 --threads 1 --max-epochs 60 --batch-size 32": (
         "tests/examples/test_text_classification.py::test_the_command_of_the_study_runs"
     ),
     "python -m pytest 'NAME'": "tests/test_support_matrix.py::test_the_tests_that_it_names_are_there",
