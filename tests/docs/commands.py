@@ -24,6 +24,7 @@ def digits_help() -> None:
     assert "--patience" in result.output
 
 
+SST2 = "--train-rows 2000 --threads 1 --max-epochs 60 --batch-size 32"
 SUPERGLUE = "tests/examples/test_superglue.py"
 MODEL_PARALLEL = "tests/examples/test_model_parallel.py::test_a_command_goes_through_all_phases_and_ends"
 WORKFLOW = ".github/workflows/ci.yml"
@@ -51,7 +52,7 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
     "python -m fts_examples.lp_ft --data DIR --train-rows 640 --test-rows 872 --threads 1 --output OUTPUT": (
         "tests/examples/test_lp_ft.py::test_the_command_of_the_page_runs"
     ),
-    "python -m fts_examples.text_classification --data DIR --threads 1 --max-epochs 60 --batch-size 32": (
+    f"python -m fts_examples.text_classification --data DIR {SST2}": (
         "tests/examples/test_text_classification.py::test_the_command_of_the_study_runs"
     ),
     "python -m pytest 'NAME'": "tests/test_support_matrix.py::test_the_tests_that_it_names_are_there",
