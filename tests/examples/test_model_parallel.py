@@ -62,7 +62,7 @@ def run_command(command: str, root: Path, *more: str) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        printed, _ = process.communicate(timeout=200)
+        printed, _ = process.communicate(timeout=280)
         status = process.returncode
         wait_for_the_others(process.pid, seconds=0 if status == 0 else 20)
     finally:
@@ -105,7 +105,7 @@ def test_the_names_on_the_page_are_those_of_the_model() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(320)
 @pytest.mark.parametrize("command", COMMANDS, ids=[Path(command.split()[3]).stem for command in COMMANDS])
 def test_a_command_goes_through_all_phases_and_ends(command: str, tmp_path: Path) -> None:
     status, printed = run_command(command, tmp_path, *TWO_BATCHES)
@@ -141,7 +141,7 @@ def table_of(snapshots: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(320)
 def test_a_rank_that_fails_ends_the_run(tmp_path: Path) -> None:
     failing = ["--trainer.callbacks+=tests.examples.failing_rank.FailsOnOneRank", "--trainer.callbacks.rank=1"]
     status, printed = run_command(COMMANDS[0], tmp_path, *failing)
