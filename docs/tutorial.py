@@ -14,8 +14,8 @@
 # resumes one of them in the middle.
 #
 # This page is a notebook, executed on a CPU whenever it is built; its source, `docs/tutorial.py`, is a Python script.
-# `jupytext --to ipynb docs/tutorial.py` makes a notebook of it for you. Either needs the extra `examples`, and writes
-# to a folder `tutorial_runs`.
+# `jupytext --to ipynb docs/tutorial.py` makes a notebook of it for you (`jupytext` is in the extra `docs`). To run
+# either you need the extra `examples`; it writes to a folder `tutorial_runs`.
 
 # %% tags=["remove-stderr"]
 import copy

@@ -12,15 +12,22 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import LBFGS, SGD, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, Phase, Schedule
-from finetuning_scheduler.strategy_adapters.limits import stateless_optimizers
+from finetuning_scheduler.errors import CheckpointError
+from finetuning_scheduler.strategy_adapters.limits import averaged_weights, stateless_optimizers
 from finetuning_scheduler.strategy_adapters.registry import untested_strategy
 from tests.docs import pages, running
 from tests.docs.pages import ROOT
@@ -132,7 +139,7 @@ REFUSED: dict[str, Refused] = {
     "`FTSCheckpoint` without `monitor`": saves(FTSCheckpoint),
     "`reinit_optim_cfg`": Refused(options={"reinit_optim_cfg": {"optimizer_init": {"class_path": "torch.optim.SGD"}}}),
     "`epoch_transitions_only`": Refused(options={"epoch_transitions_only": True}),
-    "resuming from": Refused(resumes=True),
+    "resuming from a checkpoint of plain Lightning": Refused(resumes=True),
     "other strategies": Refused(trainer={"strategy": Untested("cpu")}),
 }
 
@@ -196,8 +203,27 @@ def without_state() -> str:
     return str(problem)
 
 
-OTHERS: dict[str, Callable[[], str | None]] = {  # what takes several devices or processes to meet
+def averages_of_shards() -> str:
+    strategy = FSDPStrategy.__new__(FSDPStrategy)
+    trainer: Any = SimpleNamespace(callbacks=[EMAWeightAveraging()], strategy=strategy)
+    (problem,) = averaged_weights(trainer)
+    return str(problem)
+
+
+def of_the_other_package() -> str:
+    """Said when its state has been loaded; whole fits stand in the tests of its checkpoints."""
+    from finetuning_scheduler._entry import Entry
+
+    entry: Any = SimpleNamespace(loaded={"fts_metadata": {}})
+    with pytest.raises(CheckpointError) as caught:
+        Entry._refuse_foreign_checkpoint(entry, "old.ckpt")
+    return str(caught.value)
+
+
+OTHERS: dict[str, Callable[[], str | None]] = {  # what takes several devices, packages or processes to meet
     "`lightning` and `pytorch_lightning`": two_packages,
+    "`WeightAveraging` with": averages_of_shards,
+    "resuming from a checkpoint of the 2.x package": of_the_other_package,
     "DeepSpeed": lambda: untested_strategy(DeepSpeedStrategy.__new__(DeepSpeedStrategy)),
     "SGD without momentum": without_state,
 }

@@ -62,7 +62,7 @@ def run_command(command: str, root: Path, *more: str) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        printed, _ = process.communicate(timeout=200)
+        printed, _ = process.communicate(timeout=280)
         status = process.returncode
         wait_for_the_others(process.pid, seconds=0 if status == 0 else 20)
     finally:
@@ -105,7 +105,7 @@ def test_the_names_on_the_page_are_those_of_the_model() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(320)
 @pytest.mark.parametrize("command", COMMANDS, ids=[Path(command.split()[3]).stem for command in COMMANDS])
 def test_a_command_goes_through_all_phases_and_ends(command: str, tmp_path: Path) -> None:
     status, printed = run_command(command, tmp_path, *TWO_BATCHES)
@@ -115,10 +115,33 @@ def test_a_command_goes_through_all_phases_and_ends(command: str, tmp_path: Path
     reports = {f"memory_fit_rank_{rank}{end}" for rank in (0, 1) for end in (".yaml", "_fsdp.txt")}
     expected = {"DecoderModule_ft_schedule.yaml", "checkpoints", "config.yaml", "metrics.csv"}
     assert written == expected | (reports if "profiling" in command else set())
+    if "fsdp" in command:  # the page shows the lines of a run with more batches
+        assert transitions_in(printed) == transitions_in(PAGE.read_text(encoding="utf-8"))
+    if "profiling" in command:
+        report = tmp_path / "lightning_logs" / "version_0" / "memory_fit_rank_0.yaml"
+        for row in table_of(yaml.load(report)["snapshots"]):
+            assert row in PAGE.read_text(encoding="utf-8")
+
+
+def transitions_in(text: str) -> list[str]:
+    """The lines of transitions, without their steps."""
+    return [re.sub(r"step \d+", "step", line) for line in re.findall(r"^Phase \d -> .*", text, flags=re.MULTILINE)]
+
+
+def table_of(snapshots: dict[str, Any]) -> list[str]:
+    """The page's row of each phase, of the first step that is measured."""
+    ends = [key for key in snapshots if key.endswith("iter_1.training_step.batch_end")]
+    assert len(ends) == 4
+    rows = []
+    for phase, key in enumerate(ends):
+        saved, tracked = snapshots[key]["saved_for_backward_bytes"], snapshots[key]["fsdp"]
+        sizes = (saved, tracked["now_bytes"]["cpu"]["OptState"], tracked["peak_bytes"]["cpu"]["Total"])
+        rows.append(f"| {phase} | {' | '.join(f'{size / 1024:.1f} KiB' for size in sizes)} |")
+    return rows
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(320)
 def test_a_rank_that_fails_ends_the_run(tmp_path: Path) -> None:
     failing = ["--trainer.callbacks+=tests.examples.failing_rank.FailsOnOneRank", "--trainer.callbacks.rank=1"]
     status, printed = run_command(COMMANDS[0], tmp_path, *failing)

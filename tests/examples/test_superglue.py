@@ -110,6 +110,9 @@ def test_the_first_commands_run_as_written(
         assert "100.00%" in ended.stderr
         last = f"lr/pg{phases}"  # logged from the first epoch of its phase on
         assert logged(logs, last)[0] == pytest.approx(1e-5)
+    if name == "fts_explicit":
+        (shown,) = re.findall(r"^Phase 0 -> .*", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert shown in ended.stderr.splitlines()
     assert f"Starting with {devices} processes" in ended.stderr
     assert list((logs / "checkpoints").glob("*.ckpt"))
 
@@ -212,6 +215,22 @@ def test_every_configuration_is_on_the_page() -> None:
         name = path.relative_to(CONFIGURATIONS)
         parts = {str(name), str(name).removeprefix("advanced/"), f"config/{name}"}
         assert parts & named or "_ft_schedule_deberta_base_" in name.name, name
+
+
+def test_the_shared_defaults_are_those_of_the_page() -> None:
+    """The page says it in words: model, optimizer, LR scheduler, batches, early stopping, devices."""
+    defaults = YAML(typ="safe").load(fts_superglue.DEFAULTS)
+    model, data, trainer = defaults["model"]["init_args"], defaults["data"]["init_args"], defaults["trainer"]
+    assert (model["model_name_or_path"], model["task_name"]) == ("microsoft/deberta-v3-base", "rte")
+    optimizer, lr_scheduler = model["optimizer_init"], model["lr_scheduler_init"]
+    assert optimizer["class_path"] == "torch.optim.AdamW"
+    assert optimizer["init_args"] == {"lr": 1e-5, "weight_decay": 1e-5, "eps": 1e-7}
+    assert lr_scheduler["class_path"] == "torch.optim.lr_scheduler.CosineAnnealingWarmRestarts"
+    assert (data["train_batch_size"], data["eval_batch_size"], data["max_seq_length"]) == (16, 16, 128)
+    (stopping,) = (each for each in trainer["callbacks"] if each["class_path"].endswith("EarlyStopping"))
+    assert stopping["init_args"] == {"monitor": "val_loss", "min_delta": 0.001, "patience": 2}
+    assert (trainer["strategy"], trainer["accelerator"], trainer["devices"]) == ("ddp", "auto", "auto")
+    assert defaults["seed_everything"] == 42
 
 
 def test_the_wheel_has_the_configurations() -> None:

@@ -65,6 +65,7 @@ def resumed_in_the_middle_of_phase_1(names: dict[str, Any]) -> bool:
 
 
 def test_jupytext_makes_a_notebook_of_it(tmp_path: Path) -> None:
+    pytest.importorskip("jupytext")  # of the extra `docs`
     notebook = tmp_path / "tutorial.ipynb"
     command = [sys.executable, "-m", "jupytext", "--to", "ipynb", "--output", str(notebook), str(SOURCE)]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=100)

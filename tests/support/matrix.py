@@ -136,6 +136,7 @@ CASE_OF = {
     MESH: "2-d mesh",
 }
 EQUIVALENCE, CONFIGURATIONS = "tests/lightning/test_equivalence.py", "tests/lightning/test_configurations.py"
+AS_USERS = "tests/lightning/test_user_configurations.py::test_a_schedule_as_users_have_it"
 LOOP = "tests/core/test_loop.py"
 SLIM = "tests/programs_optimizers/test_slim_checkpoints.py"
 # Combinations that other tests show; `tests/distributed/test_combinations.py` shows all others.
@@ -177,10 +178,12 @@ ELSEWHERE: dict[tuple[str, str], tuple[str, ...]] = {
     (ALONE, "new optimizer"): (
         "tests/lightning/test_reinitialisation.py::test_learning_rates_when_a_phase_installs_something",
         "tests/lightning/test_optimizers.py::test_as_a_phases_optimizer",
+        f"{AS_USERS}[optimizers from present learning rates]",
     ),
     (ALONE, "new LR scheduler"): (
         "tests/lightning/test_reinitialisation.py::test_what_a_phase_installs_stays_in_force_until_replaced",
         "tests/lightning/test_reinitialisation.py::test_pl_lrs_cfg_is_honoured",
+        f"{AS_USERS}[optimizers from present learning rates]",
     ),
     (ALONE, "accumulation"): (f"{EQUIVALENCE}::test_gradient_accumulation",),
     (ALONE, "frozen modules in eval mode"): (f"{CONFIGURATIONS}::test_the_mode_of_frozen_modules[eval]",),
