@@ -137,7 +137,7 @@ def _function_problems(cfg: MemProfilerCfg) -> Iterator[str]:
 
 
 def _list_problems(cfg: MemProfilerCfg) -> Iterator[str]:
-    lists: dict[str, Collection[str] | None] = {
+    lists: dict[str, object] = {
         "save_hook_attrs": cfg.save_hook_attrs,
         "retain_hooks_for_funcs": cfg.retain_hooks_for_funcs,
     }
