@@ -50,7 +50,7 @@ def read_rows(path: Path, limit: int | None = None, text_keys: Sequence[tuple[st
         DataError: The file is missing or empty, or a line of it is not a row.
     """
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             rows = list(islice(_rows(path, lines, text_keys), limit))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -118,7 +118,7 @@ class TextData(L.LightningDataModule):
     """Batches of rows to train on and of rows to validate on, padded to the longest text of each batch.
 
     Raises:
-        DataError: A validation row has a label that no training row has.
+        DataError: All training rows have one label, or a validation row has a label that no training row has.
     """
 
     def __init__(
@@ -137,6 +137,9 @@ class TextData(L.LightningDataModule):
         self.train = train
         self.validation = validation
         self.labels: list[Label] = sorted({row.label for row in train}, key=str)
+        if len(self.labels) < 2:  # a single class is always right
+            where = train[0].where.rpartition(":")[0]
+            raise DataError(f"{where}: expected training rows of at least two labels, got {self.labels[0]!r} only")
         self.check_labels(validation)
 
     @classmethod
@@ -167,7 +170,8 @@ class TextData(L.LightningDataModule):
 
     def loader(self, rows: Sequence[Row], *, shuffle: bool = False) -> DataLoader[Any]:
         """Load rows in batches."""
-        return DataLoader(rows, self.batch_size, shuffle=shuffle, collate_fn=self.collate)  # type: ignore[arg-type]
+        # batch_size by name: Lightning gives it again for predictions
+        return DataLoader(rows, batch_size=self.batch_size, shuffle=shuffle, collate_fn=self.collate)  # type: ignore[arg-type]
 
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Tokenize rows; label indices come second."""

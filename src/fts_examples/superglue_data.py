@@ -38,7 +38,7 @@ TASKS = {
 class RteBoolqDataModule(L.LightningDataModule):
     """Batches of pairs of texts, padded to the longest pair of each batch.
 
-    Validation rows serve as test rows too: SuperGLUE's own test rows have no labels.
+    Validation rows serve for tests and predictions too: SuperGLUE's own test rows have no labels.
 
     Args:
         model_name_or_path: Hub id or folder of the model whose tokenizer is used. The command line takes the model's.
@@ -110,6 +110,10 @@ class RteBoolqDataModule(L.LightningDataModule):
         """Load the validation rows."""
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Load the validation rows, in their order."""
+        return self.val_dataloader()
+
     def collate(self, rows: Sequence[Row]) -> Batch:
         """Tokenize rows; label indices come second."""
         if self.tokenizer is None:
@@ -119,7 +123,7 @@ class RteBoolqDataModule(L.LightningDataModule):
     def _loader(self, split: str, batch_size: int, *, shuffle: bool = False) -> DataLoader[Any]:
         return DataLoader(
             self.rows[split],  # type: ignore[arg-type]
-            batch_size,
+            batch_size=batch_size,  # by name: Lightning gives it again for predictions
             shuffle=shuffle,
             collate_fn=self.collate,
             num_workers=self.num_workers,

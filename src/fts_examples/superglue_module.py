@@ -15,7 +15,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryF1Score
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 
 from fts_examples._text_data import Batch, ModelError
-from fts_examples.superglue_data import TaskName
+from fts_examples.superglue_data import RteBoolqDataModule, TaskName
 
 
 class RteBoolqModule(L.LightningModule):
@@ -34,7 +34,7 @@ class RteBoolqModule(L.LightningModule):
         experiment_tag: Name of the folder of logs on the command line.
 
     Raises:
-        ModelError: The model cannot be loaded.
+        ModelError: The model cannot be loaded, or `no_decay` is one text. In `setup`; the data module has another task.
     """
 
     def __init__(
@@ -49,13 +49,25 @@ class RteBoolqModule(L.LightningModule):
         experiment_tag: str = "default",
     ) -> None:
         super().__init__()
+        if isinstance(no_decay, str):  # each of its letters would be a fragment
+            raise ModelError(f"expected `no_decay` to be a list, got {no_decay!r}. Fix: Write [{no_decay!r}].")
         self.save_hyperparameters(ignore=["optimizer_init", "lr_scheduler_init"])
         self.optimizer_init = optimizer_init
         self.lr_scheduler_init = lr_scheduler_init
         self.pl_lrs_cfg = pl_lrs_cfg or {}
+        self.task_name = task_name
         self.no_decay = no_decay
         self.model = load_classifier(model_name_or_path, model_cfg or {})
         self.metrics = MetricCollection({"accuracy": BinaryAccuracy(), "f1": BinaryF1Score()})
+
+    def setup(self, stage: str) -> None:
+        """Compare the task with the data's."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, RteBoolqDataModule) and data.task_name != self.task_name:
+            raise ModelError(
+                f"expected one task of model and data, got {self.task_name!r} and {data.task_name!r}. "
+                "Fix: Give both the same `task_name`."
+            )
 
     def forward(self, tokens: dict[str, Tensor]) -> Tensor:
         """Map token tensors (batch, length) to logits (batch, 2)."""
@@ -80,6 +92,11 @@ class RteBoolqModule(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Do as in validation."""
         self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self(batch[0])
+        return logits
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer of what phase 0 trains, of everything without a schedule; and the LR scheduler."""
@@ -119,7 +136,7 @@ def load_classifier(model_name_or_path: str, changes: dict[str, Any]) -> nn.Modu
         )
     except ModelError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last for weights of other shapes
         raise ModelError(
             f"{model_name_or_path}: expected a folder or hub id of a transformer for classification, got: "
             f"{str(error).rstrip('.')}. Fix: Give one as --model.init_args.model_name_or_path."

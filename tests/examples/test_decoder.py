@@ -167,3 +167,17 @@ def test_the_decoder_is_the_llama_of_transformers() -> None:
         logits = decoder(tokens)
         close(logits, llama(input_ids=tokens).logits)
     assert logits.std() > 0.1
+
+
+def test_in_bfloat16_distant_positions_stay_apart() -> None:
+    decoder = Decoder(CONFIG).to(torch.bfloat16)
+    cosines, sines = decoder.rotary(300)
+    close(torch.atan2(sines[:, 0], cosines[:, 0]).diff().remainder(2 * torch.pi), torch.ones(299))
+
+
+def test_a_decoder_from_the_meta_device_computes_the_same() -> None:
+    whole, tokens = Decoder(CONFIG), torch.randint(CONFIG.vocab_size, (2, LENGTH))
+    with torch.device("meta"):
+        empty = Decoder(CONFIG)
+    empty.to_empty(device="cpu").load_state_dict(whole.state_dict())
+    close(empty(tokens), whole(tokens))

@@ -54,6 +54,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"collect_funcs": {"cpu": {"part"}}},
         "collect_funcs: expected a MemProfilerFuncs, got {'cpu'",
     ),
+    "none": ({"retain_hooks_for_funcs": None}, "retain_hooks_for_funcs: expected a list of names, got None."),
+    "number": (
+        {"collect_funcs": MemProfilerFuncs(default=5)},
+        "collect_funcs.default: expected a list of names, got 5.",
+    ),
     "word": ({"enable_memory_hooks": "no"}, "enable_memory_hooks: expected a bool, got 'no'."),
     "negative": (
         {"schedule": MemProfilerSchedule(-1, -2)},
@@ -156,6 +161,33 @@ def test_a_module_without_decorated_methods_is_told_unless_the_profiler_is_off(t
 def test_only_methods_are_decorated(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"@MemProfiler\.memprofilable: expected a method, got"):
         MemProfiler.memprofilable(wrong)
+
+
+def test_a_static_method_is_called_and_is_not_taken_for_a_measured_one(tmp_path: Path) -> None:
+    class Static(Undecorated):
+        @staticmethod
+        @MemProfiler.memprofilable
+        def part(x: int = 1) -> int:
+            return x + 1
+
+    assert (Static.part(), Static.part(2), Static().part(x=3)) == (2, 3, 4)
+    with pytest.raises(ValueError, match=r"Static: expected methods under @MemProfiler\.memprofilable, got none"):
+        trainer(tmp_path, MemProfiler()).predict(Static())
+
+
+def test_self_can_be_named() -> None:
+    assert Measured.part(self=Measured(), batch=torch.ones(1, 3)).ndim == 0
+
+
+def test_a_second_profiler_is_told_unless_it_is_off(tmp_path: Path) -> None:
+    first, off = MemProfiler(), MemProfiler(MemProfilerCfg(enabled=False))
+    trainer(tmp_path, off, first).fit(Measured())
+    assert first.snapshots
+    module = Measured()
+    with pytest.raises(ValueError, match="expected one profiler that is enabled, got a second one"):
+        trainer(tmp_path, first, MemProfiler()).fit(module)
+    trainer(tmp_path, first).fit(module)
+    assert first.snapshots
 
 
 def test_a_configuration_of_another_kind_is_told() -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import lightning.pytorch as pl
 import pytest
 import torch
 from ruamel.yaml import YAML
 from transformers import AutoModelForSequenceClassification
 
 from fts_examples import fts_superglue
-from fts_examples._text_data import DataError
+from fts_examples._text_data import DataError, ModelError
 from fts_examples.fts_superglue import RteBoolqDataModule, RteBoolqModule
 from fts_examples.superglue_data import HUB_DATASET
 from tests.examples import superglue
@@ -405,6 +406,35 @@ def test_without_a_network_a_local_folder_is_proposed() -> None:
 def test_data_without_a_model_is_refused() -> None:
     with pytest.raises(DataError, match="expected `model_name_or_path`, whose tokenizer is needed, got None"):
         RteBoolqDataModule(data_dir="unused").setup("fit")
+
+
+def alone(root: Path) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(accelerator="cpu", fast_dev_run=1, default_root_dir=root, enable_model_summary=False, **quiet)
+
+
+def test_logits_are_predicted_of_the_validation_rows(folder: Path, tmp_path: Path) -> None:
+    model, data = str(folder / "2"), write_rows(tmp_path, RTE)
+    module = RteBoolqModule(model)
+    (logits,) = alone(tmp_path).predict(module, datamodule=RteBoolqDataModule(model, data_dir=data))
+    assert logits.shape == (len(RTE), 2)
+
+
+def test_another_task_of_the_data_is_told(folder: Path, tmp_path: Path) -> None:
+    model, data = str(folder / "2"), write_rows(tmp_path, RTE)
+    module = RteBoolqModule(model, task_name="boolq")
+    with pytest.raises(ModelError, match="expected one task of model and data, got 'boolq' and 'rte'"):
+        alone(tmp_path).fit(module, datamodule=RteBoolqDataModule(model, data_dir=data))
+
+
+def test_fragments_without_decay_are_a_list(folder: Path) -> None:
+    with pytest.raises(ModelError, match="expected `no_decay` to be a list, got 'bias'"):
+        RteBoolqModule(str(folder / "2"), no_decay="bias")
+
+
+def test_weights_of_other_shapes_are_told(folder: Path) -> None:
+    with pytest.raises(ModelError, match="expected a folder or hub id of a transformer for classification"):
+        RteBoolqModule(str(folder / "2"), model_cfg={"hidden_size": 16})
 
 
 def test_weights_in_16_bits_are_trained_in_32(folder: Path, tmp_path: Path) -> None:

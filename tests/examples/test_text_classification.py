@@ -111,6 +111,14 @@ def test_a_label_that_only_validation_has_is_named(model: Path, write: Callable[
     assert result.stderr == f"error: {data / 'validation.jsonl'}:5: expected a label of the training rows, got 7\n"
 
 
+def test_a_single_label_is_refused(model: Path, write: Callable[..., Path]) -> None:
+    data = write(ROWS)
+    result = run(data, model, "--train-rows", "1", "--validation-rows", "1")
+    assert result.exit_code == 2
+    path = data / "train.jsonl"
+    assert result.stderr == f"error: {path}: expected training rows of at least two labels, got 0 only\n"
+
+
 def test_a_missing_file_is_named(tmp_path: Path, model: Path) -> None:
     result = run(tmp_path, model)
     assert result.exit_code == 2
@@ -138,6 +146,12 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path.touch()
     with pytest.raises(DataError, match=f"^{re.escape(str(path))}: expected at least one row, got none$"):
         read_rows(path)
+
+
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"sentence": "a film", "label": 1}\r\n\r\n{"sentence": "a cat", "label": 0}\r\n')
+    assert [(row.texts, row.label) for row in read_rows(path)] == [(("a film",), 1), (("a cat",), 0)]
 
 
 def test_a_batch_is_padded_to_its_longest_text(model: Path, write: Callable[..., Path]) -> None:

@@ -95,13 +95,16 @@ class RotaryEmbedding(nn.Module):
 
     def __init__(self, head_dim: int, base: float) -> None:
         super().__init__()
-        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.head_dim, self.base = head_dim, base
 
-    def forward(self, length: int) -> Tensor:
-        """Return cosines and sines at the positions from 0, (2, length, head_dim / 2)."""
-        frequencies = self.get_buffer("frequencies")
-        angles = torch.outer(torch.arange(length, device=frequencies.device, dtype=frequencies.dtype), frequencies)
+    def forward(self, length: int, device: torch.device | None = None) -> Tensor:
+        """Return cosines and sines at the positions from 0, (2, length, head_dim / 2).
+
+        They are in float32 and computed anew each time: in bfloat16 neighbours above position 256 would be one, and
+        what a module keeps goes along with ``.to(torch.bfloat16)`` and is lost on the meta device.
+        """
+        powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), self.base**-powers)
         return torch.stack([angles.cos(), angles.sin()])
 
 
@@ -201,7 +204,7 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (batch, length) to logits (batch, length, vocab_size) of the tokens one position on."""
-        rotation = self.rotary(tokens.shape[1])
+        rotation = self.rotary(tokens.shape[1], tokens.device)
         x = self.tok_embeddings(tokens)
         for layer in self.layers:
             x = layer(x, rotation)

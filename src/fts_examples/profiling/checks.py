@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -75,7 +76,12 @@ def sharded_module(model: nn.Module, name: str) -> str:
 def decorated_methods(module: nn.Module) -> set[str]:
     """Names of the methods that are decorated in the module's class or one that it inherits from."""
     kinds = [vars(kind) for kind in type(module).__mro__]
-    return {name for names in kinds for name, value in names.items() if getattr(value, DECORATED, False) is True}
+    return {
+        name
+        for names in kinds
+        for name, value in names.items()
+        if isinstance(value, FunctionType) and getattr(value, DECORATED, False) is True
+    }
 
 
 def _inside(path: str, other: str) -> bool:
@@ -131,7 +137,7 @@ def _function_problems(cfg: MemProfilerCfg) -> Iterator[str]:
 
 
 def _list_problems(cfg: MemProfilerCfg) -> Iterator[str]:
-    lists: dict[str, Collection[str] | None] = {
+    lists: dict[str, object] = {
         "save_hook_attrs": cfg.save_hook_attrs,
         "retain_hooks_for_funcs": cfg.retain_hooks_for_funcs,
     }
@@ -139,6 +145,8 @@ def _list_problems(cfg: MemProfilerCfg) -> Iterator[str]:
     for place, names in lists.items():
         if isinstance(names, str):
             yield f"{place}: expected a list of names, got {names!r}. Fix: write [{names!r}]."
+        elif not isinstance(names, Collection) and not (names is None and place.startswith("collect_funcs.")):
+            yield f"{place}: expected a list of names, got {names!r}."
 
 
 def _method_problems(cfg: MemProfilerCfg, module: nn.Module) -> Iterator[str]:

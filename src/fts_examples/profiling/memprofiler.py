@@ -46,7 +46,10 @@ class MemProfiler(Callback):
 
         @wraps(method)
         def measured(*args: P.args, **kwargs: P.kwargs) -> R:
-            session: Session | None = vars(args[0]).get(SESSION)
+            try:
+                session: Session | None = vars(args[0]).get(SESSION)
+            except (IndexError, TypeError):  # no module comes first: a static method, or `self` was given by name
+                session = None
             if session is None:
                 return method(*args, **kwargs)
             with session.measured(name, (args[1:], kwargs)):
@@ -60,6 +63,7 @@ class MemProfiler(Callback):
         self._end()
         if self.cfg.enabled:
             check_module(self.cfg, pl_module)
+            _check_alone(pl_module)
             self._session = Session(self.cfg, trainer, pl_module)
             self.snapshots = self._session.snapshots
             vars(pl_module)[SESSION] = self._session
@@ -96,9 +100,17 @@ class MemProfiler(Callback):
             session.end()
 
 
+def _check_alone(module: LightningModule) -> None:
+    if SESSION in vars(module):
+        raise ValueError(
+            "MemProfiler: expected one profiler that is enabled, got a second one of the same trainer. "
+            "Fix: give one the settings of both."
+        )
+
+
 def _check_method(method: object) -> None:
     if not isinstance(method, FunctionType):
         raise TypeError(
             f"@MemProfiler.memprofilable: expected a method, got {type(method).__name__}. "
-            "Fix: write it without parentheses, below @property, @staticmethod or @classmethod if there is any."
+            "Fix: write it without parentheses, above a method that takes self."
         )
