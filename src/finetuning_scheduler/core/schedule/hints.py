@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from .names import ParameterIndex, matches_prefix, matches_whole, matching_names
-from .patterns import compiled, grouped, number_boundaries, with_dots_escaped, with_numbers_guarded
+from .expression import INVALID, Clock, Expression, compiled
+from .names import ParameterIndex, matching_names
+from .patterns import grouped, number_boundaries, with_dots_escaped, with_numbers_guarded
 
-_NamesOf = Callable[[re.Pattern[str], ParameterIndex], list[str]]
+_NamesOf = Callable[[Expression, ParameterIndex], list[str]]
 _PREFIX = "re:"
 # with `.*` before them, these may take very long to match nothing
 _COSTLY = re.compile(r"[*?{]|[.)]\+")
@@ -16,7 +17,7 @@ _COSTLY = re.compile(r"[*?{]|[.)]\+")
 _GLOB_TOKEN = re.compile(r"\*+|\?|\[[!^]?\]?[^\]]*\]|.", re.DOTALL)
 
 
-def suggested_pattern(selector: str, index: ParameterIndex) -> tuple[str, list[str]] | None:
+def suggested_pattern(selector: str, index: ParameterIndex, clock: Clock) -> tuple[str, list[str]] | None:
     """Find the pattern that a selector which matches nothing stands for.
 
     Tried are, in this order, the selector without the prefix `re:`, as a shell pattern, and as a part of names. Each
@@ -24,41 +25,53 @@ def suggested_pattern(selector: str, index: ParameterIndex) -> tuple[str, list[s
 
     Returns:
         The pattern and the names that it selects, or None if none of these selects any.
+
+    Raises:
+        TimeoutError: The time is up.
     """
     bare = selector.removeprefix(_PREFIX).strip()
     tried = [(bare, matching_names)] if bare not in ("", selector) else []
     tried += [(_from_glob(bare), matching_names)] if "*" in bare or "?" in bare else []
     tried += [(pattern, _whole_names) for pattern in _around(bare)]
     for pattern, names_of in tried:
-        matched = _thawable(names_of, pattern, index)
+        matched = _thawable(names_of, pattern, index, clock)
         # each correction selects less, and one may need another
-        while matched and (overrun := number_overruns(pattern, matched)) is not None:
+        while matched and (overrun := number_overruns(pattern, matched, clock)) is not None:
             pattern, _ = overrun
-            matched = _thawable(names_of, pattern, index)
+            matched = _thawable(names_of, pattern, index, clock)
         if matched:
             return pattern, matched
     return None
 
 
-def number_overruns(selector: str, matched: Sequence[str]) -> tuple[str, str] | None:
-    """Return a selector with its numbers ended where a match runs across them, and one name it then leaves out."""
-    matches = matches_whole if matches_whole(compiled(selector), matched[0]) else matches_prefix
+def number_overruns(selector: str, matched: Sequence[str], clock: Clock) -> tuple[str, str] | None:
+    """Return a selector with its numbers ended where a match runs across them, and one name it then leaves out.
+
+    Raises:
+        TimeoutError: The time is up.
+    """
+    up_to_dots = not compiled(selector, clock).whole(matched[:1])
+
+    def matches(pattern: str, names: Sequence[str]) -> list[str]:
+        expression = compiled(pattern, clock)
+        return expression.up_to_dots(names) if up_to_dots else expression.whole(names)
+
     overruns: dict[int, str] = {}
     for place in number_boundaries(selector):
-        guarded = compiled(with_numbers_guarded(selector, [place]))
-        name = next((name for name in matched if not matches(guarded, name)), None)
+        kept = set(matches(with_numbers_guarded(selector, [place]), matched))
+        name = next((name for name in matched if name not in kept), None)
         if name is not None:
             overruns[place] = name
     if not overruns:
         return None
-    guarded = compiled(with_numbers_guarded(selector, overruns))
-    intended = [name for name in matched if matches(guarded, name)]
+    guarded = with_numbers_guarded(selector, overruns)
+    intended = matches(guarded, matched)
     # where nothing is left, the longer number is what the user means
     if not intended:
         return None
-    plain = compiled(with_dots_escaped(selector, overruns))
-    corrected = plain if all(matches(plain, name) for name in intended) else guarded
-    return corrected.pattern, next(iter(overruns.values()))
+    plain = with_dots_escaped(selector, overruns)
+    corrected = plain if len(matches(plain, intended)) == len(intended) else guarded
+    return corrected, next(iter(overruns.values()))
 
 
 def _around(pattern: str) -> list[str]:
@@ -85,13 +98,13 @@ def _from_glob_token(token: str) -> str:
     return re.escape(token)
 
 
-def _whole_names(pattern: re.Pattern[str], index: ParameterIndex) -> list[str]:
-    return [name for name in index.candidates(pattern.pattern) if pattern.fullmatch(name)]
+def _whole_names(expression: Expression, index: ParameterIndex) -> list[str]:
+    return expression.whole(index.candidates(expression.pattern))
 
 
-def _thawable(names_of: _NamesOf, pattern: str, index: ParameterIndex) -> list[str]:
+def _thawable(names_of: _NamesOf, pattern: str, index: ParameterIndex, clock: Clock) -> list[str]:
     try:
-        matched = [pattern] if pattern in index.positions else names_of(compiled(pattern), index)
-    except (re.error, OverflowError, RecursionError):
+        matched = [pattern] if pattern in index.positions else names_of(compiled(pattern, clock), index)
+    except INVALID:
         return []
     return [name for name in matched if name in index.positions and name not in index.fixed]

@@ -6,7 +6,6 @@ regular expression is tried only on the names that begin like it, found by bisec
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from itertools import islice
 
 from torch import nn
 
+from .expression import Expression
 from .patterns import leading_parts
 from .wording import closest
 
@@ -92,11 +92,14 @@ class ParameterIndex:
             yield from names[start:end]
 
 
-def matching_names(pattern: re.Pattern[str], index: ParameterIndex) -> list[str]:
-    """The names a pattern matches whole; if there are none, those it matches up to a dot."""
-    candidates = list(index.candidates(pattern.pattern))
-    whole = [name for name in candidates if pattern.fullmatch(name)]
-    return whole or [name for name in candidates if matches_prefix(pattern, name)]
+def matching_names(expression: Expression, index: ParameterIndex) -> list[str]:
+    """The names an expression matches whole; if there are none, those it matches up to a dot.
+
+    Raises:
+        TimeoutError: It takes too long.
+    """
+    candidates = list(index.candidates(expression.pattern))
+    return expression.whole(candidates) or expression.up_to_dots(candidates)
 
 
 def closest_names(selector: str, index: ParameterIndex) -> list[str]:
@@ -109,17 +112,6 @@ def closest_names(selector: str, index: ParameterIndex) -> list[str]:
         same_end = islice((name for name in names if name.endswith(last)), MAX_NAMES_COMPARED // 2)
         names = list(dict.fromkeys((*near, *same_end)))
     return closest(selector.replace("\\", ""), names, count=3)
-
-
-def matches_whole(pattern: re.Pattern[str], name: str) -> bool:
-    """Whether the pattern matches all of the name."""
-    return pattern.fullmatch(name) is not None
-
-
-def matches_prefix(pattern: re.Pattern[str], name: str) -> bool:
-    """Whether the pattern matches the name up to a dot, with or without the dot."""
-    dots = (position for position, character in enumerate(name) if character == ".")
-    return any(pattern.fullmatch(name, 0, dot) or pattern.fullmatch(name, 0, dot + 1) for dot in dots)
 
 
 def _narrowed(names: Sequence[str], length: int, part: str, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 _TOKEN = re.compile(
@@ -14,20 +13,12 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _QUANTIFIERS = ("*", "+", "?", "{")
-
-
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern.
-
-    Raises:
-        re.error: It is no regular expression.
-        OverflowError: A number in it is too large.
-        RecursionError: It is nested too deep.
-    """
-    with warnings.catch_warnings():
-        # `re` warns about sets such as `[[a]`; they work as it documents
-        warnings.simplefilter("ignore", FutureWarning)
-        return re.compile(pattern)
+_COUNTED = re.compile(r"\{(\d*)(,?)(\d*)\}[?+]?")
+_SMALL_REPEAT = 4
+_MOST_WIDE, _MOST_NARROW = (
+    3,
+    4,
+)  # quantifiers, and groups of alternatives, with which a name of 200 characters still takes well under a second
 
 
 def grouped(pattern: str) -> str:
@@ -55,6 +46,49 @@ def leading_parts(pattern: str) -> Iterator[str | None]:
         literal = ""
     if literal:
         yield literal
+
+
+def may_take_long(pattern: str) -> bool:
+    """Whether a backtracking engine may take long over one name: judged by the form, on the safe side."""
+    for harmless in ("?:", r"(?!\d)", r"(?<!\d)"):
+        pattern = pattern.replace(harmless, "")
+    if re.search(r"\(\?|\\[1-9]", pattern):  # look-arounds, flags, comments, references
+        return True
+    tokens = _TOKEN.findall(pattern)
+    wide = narrow = 0
+    alternatives: list[int] = []  # of each open group
+    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+        if token == "(":
+            alternatives.append(0)
+        elif token == "|" and alternatives:
+            alternatives[-1] = 1
+        elif token == ")":
+            if following.startswith(("*", "+", "{")):
+                return True
+            narrow += alternatives.pop() if alternatives else 0
+        elif token.startswith(_QUANTIFIERS):
+            wide += _repeats(token) > _SMALL_REPEAT
+            narrow += _repeats(token) <= _SMALL_REPEAT
+    return wide > _MOST_WIDE or narrow > _MOST_NARROW
+
+
+def largest_repeat(pattern: str) -> float:
+    """How often the counted repeats, one inside the other, write out the same part of a pattern."""
+    largest = 1.0
+    inside = [1.0]  # the largest product within each open group
+    closed = 1.0  # that of the group that has just been closed
+    for token in _TOKEN.findall(pattern):
+        if token == "(":
+            inside.append(1.0)
+        elif token == ")" and len(inside) > 1:
+            closed = inside.pop()
+            inside[-1] = max(inside[-1], closed)
+            continue
+        elif token.startswith("{") and (times := _written_out(token)) > 1:
+            inside[-1] = max(inside[-1], closed * times)
+            largest = max(largest, inside[-1])
+        closed = 1.0
+    return largest
 
 
 def number_boundaries(pattern: str) -> list[int]:
@@ -129,3 +163,19 @@ def _is_number(token: str) -> bool:
     if token.startswith("["):
         return not token.startswith("[^") and any(character.isdigit() for character in token)
     return token == r"\d" or token.isdigit()
+
+
+def _repeats(quantifier: str) -> float:
+    """How often a quantifier repeats at most."""
+    if quantifier[0] == "?":
+        return 1
+    counted = _COUNTED.fullmatch(quantifier)
+    if counted is None or (counted[2] and not counted[3]):
+        return 1 if counted is None and quantifier[0] == "{" else float("inf")
+    return float(counted[3] or counted[1] or 0)
+
+
+def _written_out(quantifier: str) -> float:
+    """How often a counted repeat is written out; text such as `{x}` is none."""
+    counted = _COUNTED.fullmatch(quantifier)
+    return 1 if counted is None else max(float(counted[1] or 0), float(counted[3] or 0), 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +10,10 @@ from typing import Any
 
 from ...errors import Problem, ScheduleError, ScheduleFormatError, SelectorError, joined
 from .draft import Draft
+from .expression import INVALID, Clock, compiled, too_slow
 from .hints import number_overruns, suggested_pattern
 from .model import Phase
 from .names import ParameterIndex, closest_names, matching_names
-from .patterns import compiled
 from .schedule import Schedule
 from .wording import did_you_mean, listed
 
@@ -106,6 +105,7 @@ class _Resolver:
         self.dropped: list[str] = []
         self.rest_phases: list[int] = []
         self.suggestions = 0
+        self.clock = Clock()
 
     def selected(self, number: int, selectors: Sequence[str]) -> dict[str, list[str]]:
         """The full names that each selector of a phase stands for; none yet for the rest."""
@@ -161,13 +161,21 @@ class _Resolver:
             self.rest_phases.append(number)
             return []
         try:
-            pattern = compiled(selector)
-        except (re.error, OverflowError, RecursionError) as error:
+            return self._expressed(number, selector)
+        except TimeoutError:
+            self.problems.append(self._problem(number, selector, *too_slow(self.clock)))
+            return []
+
+    def _expressed(self, number: int, selector: str) -> list[str]:
+        """The names that a selector stands for as a regular expression."""
+        try:
+            expression = compiled(selector, self.clock)
+        except INVALID as error:
             message = f"expected a parameter name or a regular expression, got an invalid one: {error}"
             fix = self._pattern_hint(selector) or "correct the expression"
             self.problems.append(self._problem(number, selector, message, fix))
             return []
-        matched = matching_names(pattern, self.index)
+        matched = matching_names(expression, self.index)
         if not matched:
             self.problems.append(self._no_match(number, selector))
             return []
@@ -207,7 +215,7 @@ class _Resolver:
     def _warn_about_numbers(self, number: int, selector: str, matched: Sequence[str]) -> None:
         if len(matched) < 2:
             return
-        overrun = number_overruns(selector, matched)
+        overrun = number_overruns(selector, matched, self.clock)
         if overrun is not None:
             corrected, unintended = overrun
             message = f"the match runs across a number: it also selects {unintended}"
@@ -223,7 +231,7 @@ class _Resolver:
     def _pattern_hint(self, selector: str) -> str | None:
         """What to write instead of a selector, if that is plain; None once enough has been suggested."""
         self.suggestions += 1
-        found = suggested_pattern(selector, self.index) if self.suggestions <= MAX_SUGGESTIONS else None
+        found = suggested_pattern(selector, self.index, self.clock) if self.suggestions <= MAX_SUGGESTIONS else None
         return None if found is None else f"write `{found[0]}` to match {listed(found[1], limit=1)}"
 
     def _place(self, number: int, selector: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from ...errors import Problem, ScheduleError
+from ..schedule.expression import INVALID, Clock, compiled, too_slow
 from ..schedule.names import ParameterIndex, closest_names, matching_names
-from ..schedule.patterns import compiled
 from ..schedule.wording import did_you_mean
 from ..view import CONTAINERS, plain_name
 
@@ -34,10 +33,14 @@ def select_modules(root: nn.Module, selectors: Iterable[str], argument: str) -> 
     index = ParameterIndex(tuple(modules))
     selected: dict[str, list[tuple[str, nn.Module]]] = {}
     problems = []
+    clock = Clock()
     for selector in selectors:
         try:
-            names = [selector] if selector in modules else matching_names(compiled(selector), index)
-        except (re.error, OverflowError, RecursionError) as error:
+            names = [selector] if selector in modules else matching_names(compiled(selector, clock), index)
+        except TimeoutError:
+            problems.append(Problem(*too_slow(clock), selector=selector))
+            continue
+        except INVALID as error:
             message = f"expected a module's name or a regular expression in {argument}, got an invalid one: {error}"
             problems.append(Problem(message, fix="Correct the expression.", selector=selector))
             continue
