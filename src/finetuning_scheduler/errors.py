@@ -18,6 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+MAX_PROBLEMS = 5_000  # that are looked for; nobody reads more
+_MAX_SHOWN = 100
+_MAX_CHARACTERS = 4_000
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -46,9 +50,10 @@ class Problem:
         return ", ".join(parts)
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        where, message = _cut(self.where), _cut(self.message)
+        text = f"{where}: {message}" if where else message
         if self.fix is not None:
-            text = f"{text.rstrip('.')}. Fix: {self.fix[:1].upper()}{self.fix[1:]}"
+            text = f"{text.rstrip('.')}. Fix: {self.fix[:1].upper()}{_cut(self.fix[1:])}"
         return _one_line(text)
 
 
@@ -76,7 +81,10 @@ class ScheduleError(ValueError):
             text = str(self.problems[0])
             return text if self.headline is None else f"{self.headline}: {text}"
         headline = f"{len(self.problems)} problems found" if self.headline is None else self.headline
-        return "\n".join([f"{headline}:", *(f"{i}. {problem}" for i, problem in enumerate(self.problems, start=1))])
+        lines = [f"{i}. {problem}" for i, problem in enumerate(self.problems[:_MAX_SHOWN], start=1)]
+        if len(self.problems) > _MAX_SHOWN:
+            lines.append(f"... and {len(self.problems) - _MAX_SHOWN:,} more: the attribute `problems` has all")
+        return "\n".join([f"{headline}:", *lines])
 
 
 class ScheduleFileError(ScheduleError):
@@ -107,6 +115,12 @@ def joined(errors: Sequence[ScheduleError]) -> ScheduleError:
     kind = kinds.pop() if len(kinds) == 1 else ScheduleError
     renumbered = next((error.renumbered for error in errors if error.renumbered is not None), None)
     return kind([problem for error in errors for problem in error.problems], renumbered=renumbered)
+
+
+def _cut(text: str) -> str:
+    """Leave out the middle of a text that is too long to be read."""
+    half = _MAX_CHARACTERS // 2
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:half]} ... {text[-half:]}"
 
 
 def _one_line(text: str) -> str:

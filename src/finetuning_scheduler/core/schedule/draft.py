@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import Problem
+from ...errors import MAX_PROBLEMS, Problem
 from .model import Phase
 from .validation import explained, key_name, numbers_in_text, phase_errors, with_key_name
 from .values import KeyPath, Unreadable, leaves, plain, plain_entries, replaced
@@ -79,8 +79,11 @@ class _Drafter:
         if isinstance(entries, dict) and entries:
             keys = self._phase_keys(entries)
             renumbered = self._renumbered(keys, entries)
-            drafted = {number: self._phase(number, keys[number], entries[keys[number]]) for number in sorted(keys)}
-            phases = {number: phase for number, phase in drafted.items() if phase is not None}
+            for number in sorted(keys):
+                if len(self.problems) >= MAX_PROBLEMS:  # what stands below is looked at when these are mended
+                    break
+                phase = self._phase(number, keys[number], entries[keys[number]])
+                phases |= {} if phase is None else {number: phase}
         else:
             self._no_mapping(entries)
         if self.converted:
@@ -170,7 +173,7 @@ class _Drafter:
         self.converted += [f"`{key_name(path)}` of phase {number}" for path in numbers if path[0] not in unreadable]
         raw = replaced(raw, numbers)
         wrong_fields = set(unreadable)
-        for details in phase_errors(raw):
+        for details in phase_errors(raw)[:MAX_PROBLEMS]:
             # an empty location is the phase itself
             field_name = details["loc"][0] if details["loc"] else "params"
             if field_name not in unreadable:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import re
+import uuid
 from collections.abc import Mapping, Sequence
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..drafts import draft_of, publish_new, remove_leftovers
 from .generate import Heuristic, generate, phase_comments
 from .names import frozen_by_others
 from .schedule import Schedule
-from .yaml_writer import write_schedule
+from .yaml_writer import schedule_text
+
+_LONGEST_STEM = 100
 
 
 def schedule_path(model: nn.Module, directory: str | PathLike[str]) -> Path:
     """Return where the schedule in force for a model is saved: ``<directory>/<Class>_ft_schedule.yaml``."""
-    return Path(directory) / f"{type(model).__name__}_ft_schedule.yaml"
+    return Path(directory) / f"{file_stem(model)}_ft_schedule.yaml"
+
+
+def file_stem(model: nn.Module) -> str:
+    """Return the name of a model's class as the beginning of a file's name: a class may be called anything."""
+    return re.sub(r"[^\w-]", "_", type(model).__name__)[:_LONGEST_STEM] or "model"
 
 
 def save_schedule(
@@ -39,33 +51,73 @@ def save_schedule(
         source: The user's schedule file, if there is one.
     """
     path = schedule_path(model, directory)
-    if source is not None and path.exists() and path.samefile(source):
+    if source is not None and _is_same(path, source):
         path = path.with_name(f"{path.stem}_expanded.yaml")
     return _write_beside_others(schedule, path, comments=phase_comments(schedule, model))
 
 
 def save_renumbered(phases: Mapping[int, Any], model: nn.Module, directory: str | PathLike[str]) -> Path:
     """Write a renumbered copy of a schedule whose phase numbers have gaps, and return its path."""
-    path = Path(directory) / f"{type(model).__name__}_ft_schedule_valid.yaml"
+    path = Path(directory) / f"{file_stem(model)}_ft_schedule_valid.yaml"
     return _write_beside_others(phases, path)
 
 
 def _write_beside_others(
     schedule: Schedule | Mapping[int, Any], path: Path, comments: Sequence[str] | None = None
 ) -> Path:
-    """Write a schedule; a file of other content at that path gets the first unused number."""
-    fresh = path.with_name(f"{path.name}.new")
-    write_schedule(schedule, fresh, comments=comments)
-    if path.exists() and path.read_bytes() != fresh.read_bytes():
-        path.rename(_unused(path))
-    return fresh.replace(path)
+    """Write a schedule; a file of other content at that path gets the first unused number.
+
+    Several runs may do so in one directory at once: none of what they write is lost.
+    """
+    content = schedule_text(schedule, comments).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    with draft_of(path) as file:
+        file.write(content)
+        while not _holds(path, content):
+            try:
+                publish_new(file, path)
+            except FileExistsError:
+                _set_aside(path)
+    return path
 
 
-def _unused(path: Path) -> Path:
-    number = 1
-    while (candidate := path.with_name(f"{path.stem}_{number}{path.suffix}")).exists():
-        number += 1
-    return candidate
+def _set_aside(path: Path) -> None:
+    """Give a file the first unused number; another run may do the same at the same time."""
+    taken = path.with_name(
+        f"{path.stem}_kept_{uuid.uuid4().hex}{path.suffix}"
+    )  # under this name, it is this run's only
+    try:
+        path.rename(taken)
+    except FileNotFoundError:
+        return
+    for number in count(1):
+        numbered = path.with_name(f"{path.stem}_{number}{path.suffix}")
+        try:
+            os.link(taken, numbered)
+        except FileExistsError:
+            continue
+        except OSError:  # a file system without links
+            if numbered.exists():
+                continue
+            taken.rename(numbered)
+            return
+        taken.unlink()
+        return
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except FileNotFoundError:
+        return False
+
+
+def _is_same(path: Path, other: str | PathLike[str]) -> bool:
+    try:
+        return path.samefile(other)
+    except FileNotFoundError:
+        return False
 
 
 class ScheduleImplMixin:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count, takewhile
+from itertools import chain, count, islice, takewhile
 from typing import Any
 
-from ...errors import Problem, ScheduleError, ScheduleFormatError, SelectorError, joined
+from ...errors import MAX_PROBLEMS, Problem, ScheduleError, ScheduleFormatError, SelectorError, joined
 from .draft import Draft
 from .expression import INVALID, Clock, compiled, too_slow
 from .hints import number_overruns, suggested_pattern
@@ -64,13 +64,17 @@ class Resolution:
 def resolve_names(drafted: Draft, index: ParameterIndex) -> Resolution:
     """Replace the selectors of a schedule by full names, in the order the model registers them."""
     resolver = _Resolver(index, drafted)
-    selected = {number: resolver.selected(number, phase.params) for number, phase in drafted.phases.items()}
+    selected: dict[int, dict[str, list[str]]] = {}
+    for number, phase in drafted.phases.items():
+        if len(resolver.problems) >= MAX_PROBLEMS:  # what stands below is looked at when these are mended
+            break
+        selected[number] = resolver.selected(number, phase.params)
     resolver.take_rest(selected)
     phases = {
-        number: phase.model_copy(update={"params": tuple(dict.fromkeys(chain(*selected[number].values())))})
-        for number, phase in drafted.phases.items()
+        number: drafted.phases[number].model_copy(update={"params": tuple(dict.fromkeys(chain(*names.values())))})
+        for number, names in selected.items()
     }
-    problems = (*resolver.problems, *resolver.overlaps())
+    problems = (*resolver.problems, *islice(resolver.overlaps(), MAX_PROBLEMS))
     errors: list[ScheduleError] = []
     if drafted.problems:
         errors.append(ScheduleFormatError(drafted.problems, renumbered=drafted.renumbered))
@@ -113,6 +117,8 @@ class _Resolver:
         problems_before = len(self.problems)
         self.dropped.clear()
         for selector in selectors:
+            if len(self.problems) >= MAX_PROBLEMS:
+                break
             names[selector] = self._selected(number, selector)
             self._claim(number, selector, names[selector])
         if not (any(names.values()) or number in self.rest_phases or len(self.problems) > problems_before):
@@ -141,7 +147,7 @@ class _Resolver:
         """One problem for each two selectors of different phases that select the same parameters."""
         for (first, first_selector, second, second_selector), names in self.shared.items():
             place = self._place(first, first_selector)
-            message = f"expected each parameter in one phase, but {place} already has {', '.join(names)}"
+            message = f"expected each parameter in one phase, but {place} already has {listed(names, limit=20)}"
             yield self._problem(second, second_selector, message, "take it out of one of the two phases")
 
     def _claim(self, number: int, selector: str, names: Iterable[str]) -> None:

@@ -25,11 +25,13 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
 )
 
-from ...errors import Problem, ScheduleFileError
+from ...errors import MAX_PROBLEMS, Problem, ScheduleFileError
 from .values import MAX_DEPTH, KeyPath, plain_scalar
 
-MAX_BYTES = 64 * 2**20
-MAX_ALIASED_VALUES = 1_000_000
+# What a file may hold: several times the names of the largest models, and what is read in seconds and little memory.
+MAX_BYTES = 16 * 2**20
+MAX_VALUES = 250_000
+MAX_ALIASED_VALUES = 50_000
 
 # section 5.1 of YAML 1.2: what a file may not hold
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -113,7 +115,7 @@ class _Reader:
         if isinstance(event, AliasEvent):
             return self._aliased(event)
         before = self._values
-        self._values += 1
+        self._count(1, _line(event))
         if isinstance(event, ScalarEvent):
             value = self._scalar(event)
         else:
@@ -176,12 +178,17 @@ class _Reader:
             message = f"expected a finite structure, got the alias `*{anchor}` inside its own anchor"
             raise self._fatal(message, line, "write the values out")
         value, size = found
-        self._values += size
+        self._count(size, line)
         self._aliased_values += size
         if self._aliased_values > MAX_ALIASED_VALUES:
             message = f"expected aliases of at most {MAX_ALIASED_VALUES:,} values, got more"
             raise self._fatal(message, line, "use fewer aliases")
         return value
+
+    def _count(self, values: int, line: int) -> None:
+        self._values += values
+        if self._values > MAX_VALUES:
+            raise self._fatal(f"expected at most {MAX_VALUES:,} values, got more", line, "select by expressions")
 
     def _scalar(self, event: ScalarEvent) -> Any:
         # JSON, a subset of YAML 1.2, escapes characters beyond U+FFFF as surrogate pairs
@@ -209,6 +216,8 @@ class _Reader:
         self._problem(f"expected plain YAML, got the tag `{_short(tag)}`", line, "remove the tag; no objects are built")
 
     def _problem(self, message: str, line: int | None, fix: str) -> None:
+        if len(self.problems) == MAX_PROBLEMS:
+            raise ScheduleFileError(self.problems)
         self.problems.append(Problem(message, fix, source=self.source, line=line))
 
     def _fatal(self, message: str, line: int | None, fix: str) -> ScheduleFileError:

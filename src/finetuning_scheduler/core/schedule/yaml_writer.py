@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..drafts import draft_of, publish
 from .schedule import Schedule
 
 # plain strings that no reader, YAML 1.1 ones included, takes for something else
@@ -32,21 +32,23 @@ def write_schedule(
         path: The file, whose directory is made if missing.
         comments: One line for each phase, written above it.
     """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with draft_of(target) as file:
+        file.write(schedule_text(schedule, comments).encode())
+        publish(file, target)
+    return target
+
+
+def schedule_text(schedule: Schedule | Mapping[int, Any], comments: Sequence[str] | None = None) -> str:
+    """Return what :func:`write_schedule` writes."""
     phases = schedule if isinstance(schedule, Mapping) else schedule.to_dict()
     lines = []
     for position, (number, phase) in enumerate(phases.items()):
         if comments is not None and position < len(comments):
             lines.append(f"# {' '.join(_UNPRINTABLE.sub(' ', comments[position]).split())}")
         lines.extend(_entry(number, phase, indent=0))
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        draft.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-    return target
+    return "\n".join(lines) + "\n"
 
 
 def _entry(key: Any, value: Any, indent: int) -> Iterator[str]:
