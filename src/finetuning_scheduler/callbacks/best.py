@@ -62,7 +62,7 @@ def restore_best(
                 f"Free memory and resume with trainer.fit(model, ckpt_path={choice.path!r}), or use restore_best=False."
             )
             raise CheckpointError(Problem(message, fix=fix)) from error
-        raise _unusable(saving, choice.path, f"cannot be read ({type(error).__name__}: {error})") from error
+        raise _unusable(saving, choice.path, f"cannot be read ({_said(error)})") from error
     return True
 
 
@@ -93,6 +93,12 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of PyTorch's, on the CPU
+
+
+def _said(error: Exception) -> str:
+    """Say what an error says, but for PyTorch's advice to unpickle the file in full."""
+    advice = "weights_only" in str(error)
+    return f"{type(error).__name__}: {'it holds more than tensors and plain values' if advice else error}"
 
 
 def _changed(paths: list[str] | tuple[str, ...]) -> str:
