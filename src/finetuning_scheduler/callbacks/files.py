@@ -76,6 +76,7 @@ def writes_later(strategy: Strategy) -> bool:
 
 def copied_beside(source: Path, target: Path) -> Path:
     """Copy a checkpoint, a file or a directory of shards, to a place where nothing half copied is ever found."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     if not source.is_dir():
         with source.open("rb") as original, draft_of(target) as file:
             shutil.copyfileobj(original, file, 1 << 20)
