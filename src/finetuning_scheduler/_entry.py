@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -33,6 +34,7 @@ from ._lightning import (
 from ._source import read_source, save
 from ._trainer import TrainerRanks, adapted, as_misconfiguration
 from .callbacks.wiring import Wiring
+from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
 from .core.optim.schedulers import Step, growth_failure, is_supported
 from .core.optim.states import state_problems
@@ -296,6 +298,18 @@ class Entry:
             problems := state_problems(self.session.optimizer, self.session.group_names, stored)
         ):
             raise CheckpointError(problems)
+
+    def refuse_damaged(self, path: object) -> None:
+        """Raise an error for a file to resume from that is not what was written, as far as it tells by itself.
+
+        Raises:
+            CheckpointError: The checksums in it do not match its content.
+        """
+        if path is None or "://" in str(path) or is_search_checkpoint(path):
+            return
+        if damaged := self.ranks.from_zero(lambda: damaged_parts(Path(str(path)))):
+            message = f"expected the content that was written, got other checksums of {', '.join(damaged)}"
+            raise CheckpointError(Problem(message, fix="Resume from another checkpoint: this file has been damaged."))
 
     def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""

@@ -286,6 +286,7 @@ class FinetuningScheduler(AttachableCallback):
         if self._fit is not None and trainer.state.fn == TrainerFn.FITTING:
             self._fit.entry.load(None)
             with as_misconfiguration(), in_file(trainer.ckpt_path):
+                self._fit.entry.refuse_damaged(trainer.ckpt_path)
                 self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from finetuning_scheduler.callbacks.best import ran_out_of_memory
+from finetuning_scheduler.core.fingerprints import damaged_parts
 from finetuning_scheduler.errors import CheckpointError
 from tests.reference.recipe import adamw
 from tests.reference.toys import Session, Toy
@@ -156,6 +158,49 @@ def test_a_file_that_is_sound_is_resumed(written: Path, tmp_path: Path) -> None:
     path, trains = damaged(written, lambda _: None, tmp_path / "sound.ckpt"), Trains()
     Session(EPOCHS, written.parents[1], extra_callbacks=(trains,)).fit(ckpt_path=path)
     assert trains.batches == 16
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.5, 0.6, 0.7, 0.8])
+def test_a_flipped_bit_in_a_file_to_resume_from_is_an_error(share: float, written: Path, tmp_path: Path) -> None:
+    """Or makes no difference: some bytes are between the parts."""
+    content = bytearray(written.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path = tmp_path / "flipped.ckpt"
+    path.write_bytes(content)
+    whole = Session(EPOCHS, written.parents[1])
+    whole.fit(ckpt_path=written)
+    session = Session(EPOCHS, written.parents[1])
+    try:
+        session.fit(ckpt_path=path)
+    except Exception:  # noqa: BLE001 - whoever has noticed it
+        return
+    expected, actual = whole.history.epochs[-1].weights, session.history.epochs[-1].weights
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
+
+
+def test_a_flipped_bit_in_the_weights_is_told_by_file_and_part(written: Path, tmp_path: Path) -> None:
+    content = bytearray(written.read_bytes())
+    with ZipFile(written) as archive:
+        part = next(part for part in archive.infolist() if part.filename.endswith("data/0"))
+        begin = content.index(archive.read(part), part.header_offset)
+    content[begin] ^= 1
+    path = tmp_path / "flipped.ckpt"
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["epoch"] == 0
+    with pytest.raises(MisconfigurationException, match=r"flipped\.ckpt: .* checksums of \S*data/0\."):
+        Session(EPOCHS, written.parents[1]).fit(ckpt_path=path)
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_a_file_without_checksums_is_taken_as_it_is(checksums: bool, written: Path, tmp_path: Path) -> None:
+    path = tmp_path / "file.ckpt"
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        torch.save(torch.load(written, weights_only=True), path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert damaged_parts(path) == []
 
 
 # --- memory that does not suffice -------------------------------------------------------------------------------------
