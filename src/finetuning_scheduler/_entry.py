@@ -33,6 +33,7 @@ from ._lightning import (
 )
 from ._source import read_source, save
 from ._trainer import TrainerRanks, adapted, as_misconfiguration
+from .callbacks.files import is_remote
 from .callbacks.wiring import Wiring
 from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
@@ -305,7 +306,7 @@ class Entry:
         Raises:
             CheckpointError: The checksums in it do not match its content.
         """
-        if path is None or "://" in str(path) or is_search_checkpoint(path):
+        if path is None or is_remote(path) or is_search_checkpoint(path):
             return
         if damaged := self.ranks.from_zero(lambda: damaged_parts(Path(str(path)))):
             message = f"expected the content that was written, got other checksums of {', '.join(damaged)}"

@@ -206,7 +206,9 @@ class FinetuningScheduler(AttachableCallback):
             return
         self._wiring = wire(trainer, early_stopping=not self.epoch_transitions_only, checkpoint=self.restore_best)
         continues = self._earlier_fit(trainer, trainer.lightning_module) is not None
-        self._wiring.begin(self, trainer, ends_phases=not self.epoch_transitions_only, forget=not continues)
+        ends_phases = not self.epoch_transitions_only
+        restores = self.restore_best
+        self._wiring.begin(self, trainer, ends_phases=ends_phases, restores_best=restores, forget=not continues)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module.

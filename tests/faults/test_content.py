@@ -133,6 +133,30 @@ def test_what_is_resumed_from_is_known_by_its_content_too(resumed_from: str, tmp
         session.fit(ckpt_path=path)
 
 
+def test_a_file_that_is_written_over_is_known_by_its_new_content(tmp_path: Path) -> None:
+    """Also by a run that is resumed from it, or from a checkpoint that was written after it."""
+    saving = {"filename": "best", "enable_version_counter": False, "save_last": True}
+    recipe = replace(LATER, scores=(3.0, 2.0, 4.0, 5.0))
+    for resumed_from in (None, "best.ckpt", "last.ckpt"):
+        root = tmp_path / str(resumed_from)
+        seen = AtFirstBatch()
+        session = Session(recipe, root, checkpoint=saving, extra_callbacks=(seen,))
+        if resumed_from is not None:
+            Session(replace(recipe, epochs=2), root, checkpoint=saving).fit()
+        session.fit(ckpt_path=None if resumed_from is None else root / "checkpoints" / resumed_from)
+        assert seen.best[3] == "best.ckpt"
+
+
+@pytest.mark.parametrize("restore_best", [True, False])
+def test_what_is_never_restored_is_not_read_again(restore_best: bool, tmp_path: Path) -> None:
+    recipe = replace(EPOCHS, restore_best=restore_best)
+    Session(recipe, tmp_path, checkpoint={"save_last": True, "save_top_k": -1}).fit()
+    states = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (files,) = (state["files"] for state in states.values() if "files" in state)
+    assert len(files) == 5
+    assert all((file["fingerprint"] is not None) == restore_best for file in files.values())
+
+
 def test_what_is_written_later_is_not_verified_and_that_is_said_once(
     messages: Callable[[], list[str]], tmp_path: Path
 ) -> None:

@@ -32,12 +32,20 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     _trainer: Trainer | None = None
     stands_for: str | None = None
     _files: dict[str, SavedFile] = {}  # noqa: RUF012 - replaced, never changed
+    _verifies = False
     _told_of_unverified = False
 
-    def begin(self, scheduler: PhaseHolder, trainer: Trainer) -> None:
-        """Attach the scheduler whose phases are recorded, and the trainer, whose metrics are saved."""
+    def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, verifies: bool = True) -> None:
+        """Attach the scheduler.
+
+        Args:
+            scheduler: Its phases are recorded.
+            trainer: Its metrics are saved.
+            verifies: Whether checkpoints are going to be restored, and so are to be known by their content.
+        """
         self._scheduler = scheduler
         self._trainer = trainer
+        self._verifies = verifies
         self._told_of_unverified = False
 
     def let_go(self) -> None:
@@ -59,6 +67,8 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     def before_save(self, filepath: str) -> None:
         """Record the depth; that of the best checkpoint only when this file is the one recorded as best."""
         self.current_ckpt_depth = self._depth()
+        # What the path has held so far is no longer known by the checkpoint that is about to be written there.
+        self._files = {path: file for path, file in self._files.items() if path != filepath}
         if filepath == self.best_model_path:
             self.best_ckpt_depth = self.current_ckpt_depth
 
@@ -150,9 +160,12 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
         elif lost:
             self.drop(lost)
             self._report(logging.INFO, f"Of the kept checkpoints that {resumed} tells of, {', '.join(lost)} are gone.")
-        if self.best_model_path == resumed:
-            content = trainer.strategy.broadcast(self._content(trainer, resumed))
-            self._files = {**self._files, resumed: SavedFile(phase=self.best_ckpt_depth, fingerprint=content)}
+        for path in dict.fromkeys([self.best_model_path, *self.best_k_models]):
+            if path and (path not in self._files or self._files[path].fingerprint is None):
+                # It is the resumed file, or an earlier release has written this: what is there now has to stay.
+                phase = self._files[path].phase if path in self._files else self.best_ckpt_depth
+                content = trainer.strategy.broadcast(self._content(trainer, path))
+                self._files = {**self._files, path: SavedFile(phase=phase, fingerprint=content)}
 
     def _lost(self, resumed: str) -> list[str]:
         """Name the recorded checkpoints that are gone, and those that would be the best if they were as written."""
@@ -200,7 +213,7 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
 
     def _content(self, trainer: Trainer, path: str) -> str | None:
         """Return, on rank zero, the fingerprint of a checkpoint; say once if there is none."""
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero and self._verifies):
             return None
         if not is_remote(path) and not writes_later(trainer.strategy):
             try:

@@ -44,19 +44,22 @@ class Wiring:
     lines: list[str] = field(default_factory=list)
     _replaced: list[tuple[Callback, Callback]] = field(default_factory=list)
 
-    def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, forget: bool) -> None:
+    def begin(
+        self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, restores_best: bool, forget: bool
+    ) -> None:
         """Attach the scheduler to the callbacks that drive its phases.
 
         Args:
             scheduler: The scheduler.
             trainer: The trainer.
             ends_phases: Whether running out of patience ends a phase.
+            restores_best: Whether the best checkpoint is restored between phases.
             forget: Whether the fit is no continuation, so that what they know of an earlier one is forgotten.
         """
         if self.early_stopping is not None:
             self.early_stopping.begin(scheduler, ends_phases=ends_phases)
         if self.checkpoint is not None:
-            self.checkpoint.begin(scheduler, trainer)
+            self.checkpoint.begin(scheduler, trainer, verifies=restores_best)
         for callback in callbacks_of(trainer):
             if isinstance(callback, ModelCheckpoint):
                 note_directory(callback, trainer)
