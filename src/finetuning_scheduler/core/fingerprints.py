@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 from zipfile import BadZipFile, ZipFile
 
-_PIECE = 1 << 20
-
-
-class _Hash(Protocol):
-    def update(self, piece: memoryview) -> None: ...
+_PIECE = 1 << 23  # bytes that a thread hashes at a time
+_THREADS = 4
 
 
 def fingerprint(path: Path) -> str:
@@ -20,14 +18,21 @@ def fingerprint(path: Path) -> str:
     Raises:
         OSError: It is gone or cannot be read.
     """
+    files = [path] if not path.is_dir() else sorted(each for each in path.rglob("*") if each.is_file())
     content = hashlib.blake2b(digest_size=32)
-    if not path.is_dir():
-        _read(path, content)
-        return content.hexdigest()
-    for file in sorted(each for each in path.rglob("*") if each.is_file()):
-        content.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-        _read(file, content)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for file in files:
+            size = file.stat().st_size
+            content.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+            for digest in pool.map(partial(_digest, file), range(0, size, _PIECE)):
+                content.update(digest)
     return content.hexdigest()
+
+
+def _digest(file: Path, begin: int) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(begin)
+        return hashlib.blake2b(opened.read(_PIECE)).digest()
 
 
 def damaged_parts(path: Path) -> list[str]:
@@ -52,10 +57,3 @@ def damaged_parts(path: Path) -> list[str]:
     except (BadZipFile, OSError, NotImplementedError):
         return damaged
     return damaged
-
-
-def _read(file: Path, content: _Hash) -> None:
-    piece = memoryview(bytearray(_PIECE))
-    with file.open("rb", buffering=0) as opened:
-        while count := opened.readinto(piece):
-            content.update(piece[:count])
