@@ -17,6 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ RECIPE = Recipe(
     scores=(5.0, 5.5, 4.0, 4.5, 3.5, 3.0, 3.25, 2.5, 2.75, 2.0),
 )
 SAVING = {"save_top_k": 2, "save_last": True}
+SAVES = 14  # of the uninterrupted run
 RESUMED_FROM = ("last", "newest", "best")
 
 
@@ -96,23 +98,22 @@ def judged(root: Path, reference: dict[str, torch.Tensor]) -> str:
     return "same" if all(torch.equal(final[name], value) for name, value in reference.items()) else "other weights"
 
 
-def wait_for_save(directory: Path, number: int, seconds: float) -> None:
-    """Wait until a file is being written for the n-th time, at most for some seconds."""
-    deadline, seen = time.monotonic() + seconds, set[str]()
-    while len(seen) < number and time.monotonic() < deadline:
-        if directory.exists():
-            seen.update(path.name for path in directory.glob(".*"))
+def wait_for_save(directory: Path, number: int, process: int) -> None:
+    """Wait until a file is being written, or has been, for the n-th time, or the process has ended."""
+    seen = set[tuple[str, int]]()
+    while len(seen) < number and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        for path in directory.glob("*"):
+            with suppress(FileNotFoundError):
+                seen.add((path.name, 0 if path.name.startswith(".") else path.stat().st_mtime_ns))
+        time.sleep(0.001)
 
 
 def attempt(root: Path, draw: random.Random, duration: float, reference: dict[str, torch.Tensor]) -> Counter[str]:
-    """Kill one run, at any moment or while it saves, then resume from each kind of checkpoint that it has left."""
+    """Kill one run, between two saves or while it saves, then resume from each kind of checkpoint that it has left."""
     run = root / "run"
     process = started(train, run, None, log=root / "killed.log")
-    if draw.random() < 0.5:
-        time.sleep(draw.uniform(0, duration))
-    else:
-        wait_for_save(run / "checkpoints", draw.randint(1, 2 * RECIPE.epochs - 2), 2 * duration)
-        time.sleep(draw.uniform(0, 0.01))
+    wait_for_save(run / "checkpoints", draw.randint(1, SAVES), process)
+    time.sleep(draw.uniform(0, duration / SAVES) if draw.random() < 0.5 else draw.uniform(0, 0.01))
     os.kill(process, signal.SIGKILL)
     counts: Counter[str] = Counter()
     if status_of(process) != -signal.SIGKILL:

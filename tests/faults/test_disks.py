@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_written_leaves_the_others_as_they_were(
 
 @pytest.mark.slow
 def test_runs_killed_at_random_moments_are_resumed_bitwise(tmp_path: Path) -> None:
-    ended = run("-m", "tests.faults.kill_loop", "--kills", "6", "--seconds", "60", "--directory", str(tmp_path))
+    ended = run("-m", "tests.faults.kill_loop", "--kills", "6", "--seconds", "30", "--directory", str(tmp_path))
     counts = {key: int(count) for count, key in (line.split(maxsplit=1) for line in ended.stdout.splitlines())}
     assert ended.returncode == 0, counts
     assert counts["killed"] >= 1
