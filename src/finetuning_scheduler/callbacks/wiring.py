@@ -103,7 +103,8 @@ class Wiring:
             read_as(SavedCheckpointing, state, f"state of {type(driver).__name__}")
             states[driver.state_key] = state
         if (stopping := self.early_stopping) is not None and (state := _state_of(stopping, states)) is not None:
-            read_as(SavedStopping, state, f"state of {type(stopping).__name__}")
+            if type(stopping).load_state_dict is EarlyStopping.load_state_dict:  # a user's class reads what it likes
+                read_as(SavedStopping, state, f"state of {type(stopping).__name__}")
             states[stopping.state_key] = state
 
     def undo(self, trainer: Trainer) -> None:
