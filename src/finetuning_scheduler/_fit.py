@@ -22,6 +22,7 @@ from ._lightning import (
 )
 from ._trainer import as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
+from .callbacks.saved_states import SavedScheduling
 from .callbacks.wiring import Wiring
 from .core.session import Session
 from .core.transitions import Decision, Listener, Moment, Reason, Transition
@@ -73,6 +74,7 @@ class Fit(Listener):
         self._unchecked_replicas = False
         self._steps_seen = 0
         self._told_of_end = False
+        self._told_of_no_score = False
 
     @property
     def session(self) -> Session:
@@ -111,7 +113,9 @@ class Fit(Listener):
         trainer = self.trainer
         if self.entry.loaded is not None:
             metrics = self.entry.loaded.get("metrics", {})
-            trainer.callback_metrics.update({name: _metric(value) for name, value in metrics.items()})
+            saved = SavedScheduling(metrics=metrics).metrics
+            tensors = {name: each if isinstance(each, torch.Tensor) else each.tensor for name, each in saved.items()}
+            trainer.callback_metrics.update(tensors)
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
         self._endless_phases = endless_phases(self.owner, trainer, self.wiring, self.session.plan)
         if coming := [phase for phase in self._endless_phases if phase >= self.session.phase]:
@@ -224,11 +228,18 @@ class Fit(Listener):
             self.report(logging.INFO, message)
             return
 
-        def load(path: str, weights_only: bool) -> None:
-            self.adapter.restore(path, self.session, self.owner.state_key, weights_only=weights_only)
+        def load(path: str) -> None:
+            self.adapter.restore(path, self.session, self.owner.state_key)
 
+        # A copy of the best state in memory would be asked first here.
         with as_misconfiguration():
-            restore_best(checkpoint, load)
+            restored = restore_best(checkpoint, load, self.entry.ranks, self.report)
+        if not restored and not self._told_of_no_score:
+            self._told_of_no_score = True
+            message = (
+                f"No checkpoint has a finite {checkpoint.monitor!r}: phases start from present weights until one has."
+            )
+            self.report(logging.WARNING, message)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a resumed run continues from."""
@@ -318,9 +329,3 @@ class Fit(Listener):
 def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
     """Write a scalar as plain values; its precision decides how it compares with later ones."""
     return {"value": metric.item(), "dtype": str(metric.dtype).removeprefix("torch.")}
-
-
-def _metric(saved: Mapping[str, Any] | torch.Tensor) -> torch.Tensor:
-    if isinstance(saved, torch.Tensor):  # written before metrics were saved as plain values
-        return saved
-    return torch.tensor(saved["value"], dtype=getattr(torch, saved["dtype"]))

@@ -21,10 +21,12 @@ from ._lightning import (
     remembered,
 )
 from ._trainer import adapted, as_misconfiguration
+from .callbacks.files import complete_checkpoints
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
 from .core.schedule.schedule import Schedule
 from .core.transitions import Reason
+from .errors import in_file
 from .strategy_adapters import StrategyAdapter
 
 log = logging.getLogger("finetuning_scheduler")
@@ -124,6 +126,7 @@ class FinetuningScheduler(AttachableCallback):
         self.log_dir = log_dir
         self._wiring = Wiring()
         self._adapted = ExitStack()  # what is lent to a strategy for a validation, test or prediction
+        self._files = ExitStack()  # how the strategy writes checkpoints
 
     @property
     def curr_depth(self) -> int:
@@ -198,11 +201,14 @@ class FinetuningScheduler(AttachableCallback):
         """Put the multi-phase callbacks in place while the user's own are still as the user made them."""
         refuse_other_package(trainer)
         self._wiring.undo(trainer)
+        self._files.close()
         if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
             return
         self._wiring = wire(trainer, early_stopping=not self.epoch_transitions_only, checkpoint=self.restore_best)
         continues = self._earlier_fit(trainer, trainer.lightning_module) is not None
-        self._wiring.begin(self, trainer, ends_phases=not self.epoch_transitions_only, forget=not continues)
+        ends_phases = not self.epoch_transitions_only
+        restores = self.restore_best
+        self._wiring.begin(self, trainer, ends_phases=ends_phases, restores_best=restores, forget=not continues)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module.
@@ -219,6 +225,7 @@ class FinetuningScheduler(AttachableCallback):
         earlier = self._earlier_fit(trainer, pl_module)
         continued = None if earlier is None else earlier.state_dict() or None
         log.setLevel(self.logging_level)
+        self._files.enter_context(complete_checkpoints(trainer.strategy))
         self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -270,6 +277,7 @@ class FinetuningScheduler(AttachableCallback):
         if self._fit is not None and stage == "fit":
             self._fit.end()
             self._wiring.undo(trainer)
+            self._files.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a resumed run continues from."""
@@ -279,7 +287,9 @@ class FinetuningScheduler(AttachableCallback):
         """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
         if self._fit is not None and trainer.state.fn == TrainerFn.FITTING:
             self._fit.entry.load(None)
-            self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
+            with as_misconfiguration(), in_file(trainer.ckpt_path):
+                self._fit.entry.refuse_damaged(trainer.ckpt_path)
+                self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's progress for the fit that is about to start."""

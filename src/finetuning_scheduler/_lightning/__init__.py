@@ -16,6 +16,7 @@ from .callbacks import (
 )
 from .hooks import after_configure_model, around_setup, is_search_checkpoint, loading_with, remember, remembered
 from .package import (
+    AsyncCheckpointIO,
     Callback,
     DDPStrategy,
     DeepSpeedStrategy,
@@ -30,15 +31,19 @@ from .package import (
     SingleDeviceStrategy,
     StochasticWeightAveraging,
     Strategy,
+    TorchCheckpointIO,
     Trainer,
     TrainerFn,
     WeightAveraging,
     pl,
 )
 from .training import (
+    datamodule_of,
+    holds_weights,
     install_lr_scheduler,
     install_optimizer,
     load_model_and_precision,
+    loaded_optimizer_state,
     rebuild_ddp,
     saves_sharded_checkpoints,
     scheduler_step_of,
@@ -47,6 +52,7 @@ from .training import (
 )
 
 __all__ = [
+    "AsyncCheckpointIO",
     "AttachableCallback",
     "Callback",
     "DDPStrategy",
@@ -64,20 +70,24 @@ __all__ = [
     "SingleDeviceStrategy",
     "StochasticWeightAveraging",
     "Strategy",
+    "TorchCheckpointIO",
     "Trainer",
     "TrainerFn",
     "WeightAveraging",
     "after_configure_model",
     "around_setup",
     "callbacks_of",
+    "datamodule_of",
     "default_checkpoint_directory",
     "forget_checkpoints",
     "forget_scores",
+    "holds_weights",
     "install_lr_scheduler",
     "install_optimizer",
     "is_default_checkpoint",
     "is_search_checkpoint",
     "load_model_and_precision",
+    "loaded_optimizer_state",
     "loading_with",
     "note_chosen_directory",
     "note_directory",

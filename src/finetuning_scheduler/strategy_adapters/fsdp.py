@@ -124,9 +124,9 @@ class FSDPStrategyAdapter(StrategyAdapter):
         """Load with the groups of the checkpoint's phase."""
         return loading.resume(self.trainer, path, session, weights_only=weights_only)
 
-    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
-        loading.restore(self.trainer, path, session, state_key, weights_only=weights_only)
+        loading.restore(self.trainer, path, session, state_key)
 
     def _outside(self, schedule: Schedule) -> Iterator[Problem]:
         """Find parameters in no unit, whose gradients nobody would average over the ranks."""

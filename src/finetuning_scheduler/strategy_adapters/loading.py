@@ -25,9 +25,9 @@ from ..core.session import Session
 from ..core.thaw import set_trainable
 from ..core.view import plain_name
 from ..errors import CheckpointError, Problem
+from .plain import METADATA, read_plainly, without_objects
 
 _OPTIMIZER = "optimizer_0"  # Lightning's key of the only optimizer in a distributed checkpoint
-_METADATA = "meta.pt"  # beside a distributed checkpoint's shards, Lightning keeps everything that is no tensor here
 
 
 def saved_metadata(path: str, *, weights_only: bool | None) -> Mapping[str, Any]:
@@ -35,7 +35,7 @@ def saved_metadata(path: str, *, weights_only: bool | None) -> Mapping[str, Any]
     file = Path(path)
     # Only the small part that is no tensor is read: the rest stays in the mapped file.
     content: Mapping[str, Any] = torch.load(
-        file / _METADATA if file.is_dir() else file,
+        file / METADATA if file.is_dir() else file,
         map_location="cpu",
         mmap=not file.is_dir(),
         weights_only=weights_only,
@@ -78,22 +78,23 @@ def resume(trainer: Trainer, path: str, session: Session, *, weights_only: bool 
     return checkpoint
 
 
-def restore(trainer: Trainer, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
+def restore(trainer: Trainer, path: str, session: Session, state_key: str) -> None:
     """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are.
 
     Raises:
-        CheckpointError: The checkpoint leaves parameters out.
+        CheckpointError: The checkpoint leaves parameters out, or a restore needs an object of another class in it.
     """
-    _check_whole(path, session, weights_only=weights_only)
-    progress = saved_metadata(path, weights_only=weights_only)["callbacks"][state_key]
     tensors = session.parameters
-    stand_in = session.emptied_optimizer(progress["phase"])
-    stand_in.param_groups = [
-        {**stand_in.defaults, "params": [tensors[name] for name in session.view.merged(names)]}
-        for names in progress["parameter_groups"]
-    ]
-    checkpoint = _load(trainer, path, session, stand_in, weights_only=weights_only)
-    load_model_and_precision(trainer, checkpoint)
+    with read_plainly(trainer, path) as foreign:
+        _check_whole(path, session, weights_only=True)
+        progress = saved_metadata(path, weights_only=True)["callbacks"][state_key]
+        stand_in = session.emptied_optimizer(progress["phase"])
+        stand_in.param_groups = [
+            {**stand_in.defaults, "params": [tensors[name] for name in session.view.merged(names)]}
+            for names in progress["parameter_groups"]
+        ]
+        checkpoint = _load(trainer, path, session, stand_in, weights_only=True)
+    load_model_and_precision(trainer, without_objects(trainer, path, checkpoint, state_key) if foreign else checkpoint)
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     states = {name_of[id(tensor)]: state for tensor, state in stand_in.state.items()}
     session.optimizer.load_state_dict(session.optimizer_state_from(states, progress["phase"]))

@@ -122,9 +122,9 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
         """Load with the groups of the checkpoint's phase."""
         return loading.resume(self.trainer, path, session, weights_only=weights_only)
 
-    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
-        loading.restore(self.trainer, path, session, state_key, weights_only=weights_only)
+        loading.restore(self.trainer, path, session, state_key)
 
 
 def _own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:
