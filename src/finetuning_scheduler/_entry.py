@@ -46,6 +46,7 @@ from .errors import CheckpointError, Problem, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
+OWN_STATE = ("metrics", "phase_exhausted", "owed", "epoch_is_over")  # what a fit adds to its session's state
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
@@ -313,4 +314,4 @@ class Entry:
 
 def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Take the session's own state out of the callback's."""
-    return {key: value for key, value in loaded.items() if key not in ("metrics", "phase_exhausted")}
+    return {key: value for key, value in loaded.items() if key not in OWN_STATE}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -16,15 +16,20 @@ from ._entry import Entry, Owner
 from ._lightning import (
     LightningModule,
     Trainer,
+    begins_epoch_again,
     install_lr_scheduler,
     install_optimizer,
+    installer,
+    optimizer_states,
     step_plateau_schedulers,
 )
 from ._trainer import as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
 from .callbacks.wiring import Wiring
+from .core.before import Before
 from .core.session import Session
-from .core.transitions import Decision, Listener, Moment, Reason, Transition
+from .core.signals import signals_wait
+from .core.transitions import Decision, Listener, Moment, Reason
 from .strategy_adapters import StrategyAdapter
 
 log = logging.getLogger("finetuning_scheduler")
@@ -33,6 +38,9 @@ _INSIDE_AN_EPOCH = (
     "To end phases inside an epoch, set `intra_epoch_transitions=True` and validate there, or give them a "
     "`max_transition_step`."
 )
+
+
+RESTORE = "restore"  # what is owed when the best checkpoint was being restored for its own sake
 
 
 class Fit(Listener):
@@ -73,6 +81,10 @@ class Fit(Listener):
         self._unchecked_replicas = False
         self._steps_seen = 0
         self._told_of_end = False
+        # Why the transition was due in the middle of which a checkpoint was written, or an exception raised. Weights
+        # may be half restored then, so that it is made again whatever would be decided now.
+        self._owed: str | None = None
+        self._scores_before: dict[str, Any] = {}  # early stopping's, before the transition that is being made
 
     @property
     def session(self) -> Session:
@@ -112,7 +124,9 @@ class Fit(Listener):
         if self.entry.loaded is not None:
             metrics = self.entry.loaded.get("metrics", {})
             trainer.callback_metrics.update({name: _metric(value) for name, value in metrics.items()})
-        self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
+            self._owed = self.entry.loaded.get("owed")
+        is_over = self.entry.loaded is not None and self.entry.loaded.get("epoch_is_over", False)
+        self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end and not is_over
         self._endless_phases = endless_phases(self.owner, trainer, self.wiring, self.session.plan)
         if coming := [phase for phase in self._endless_phases if phase >= self.session.phase]:
             message = f"The training data has no length: unless an epoch of it ends, phases {coming} never do."
@@ -129,8 +143,9 @@ class Fit(Listener):
     def start_epoch(self) -> None:
         """Note that what is asked next is asked between epochs."""
         if self._owes_plateau_step:
-            step_plateau_schedulers(self.trainer)
-        self._owes_plateau_step = False
+            with signals_wait():
+                step_plateau_schedulers(self.trainer)
+                self._owes_plateau_step = False
         self._between_epochs = self._epoch_begun = True
 
     def start_batch(self, batch_idx: int) -> bool:
@@ -141,6 +156,8 @@ class Fit(Listener):
             return True
         if self._modes_are_stale:
             self.apply_modes()
+        if self._owed is not None:
+            return True
         if self.entry.searched:
             self.entry.searched = False
             self.session.follow_first_lr()
@@ -206,12 +223,53 @@ class Fit(Listener):
 
     def take_reason(self) -> Reason:
         """Return why the next phase is due, as decided last; asked for by the user if nothing was decided."""
-        decision, self._decision = self._decision, None
-        return Reason.REQUEST if decision is None or decision.reason is None else decision.reason
+        reason, self._decision = self.reason, None
+        return reason
+
+    def is_owed(self) -> bool:
+        """Whether a transition has to be made again; a restore that has to be is made now."""
+        owed, remaining = self._owed, self.session.phases_remaining
+        if owed == RESTORE or (owed is not None and remaining == 0):
+            with self.transition(RESTORE):
+                self.restore_best()
+        elif owed is not None:
+            self._decision = Decision(True, Reason(owed))
+            return True
+        return False
+
+    @property
+    def reason(self) -> Reason:
+        """Why the next phase is due, as decided last; asked for by the user if nothing was decided."""
+        return Reason.REQUEST if self._decision is None or self._decision.reason is None else self._decision.reason
+
+    @contextmanager
+    def transition(self, owed: str | None = None) -> Iterator[None]:
+        """Make a transition of what this block does: all who save, and whenever, save it done or not begun.
+
+        Args:
+            owed: The reason of the transition, or :data:`RESTORE`, if the block changes weights, which is not taken
+                back: a run that is resumed from the middle of the block does it again.
+        """
+        if self.session.before is not None:
+            yield
+            return
+        state = self._own_state() | ({} if owed is None else {"owed": owed})
+        stopping = self.wiring.early_stopping
+        self._scores_before = {} if stopping is None else stopping.state_dict()
+        with self.session.transition(state) as before:
+            before.undo.append(installer(self.trainer))
+            before.undo.append(lambda: setattr(self, "_owed", state.get("owed")))
+            if stopping is not None:
+                before.undo.append(stopping.keeper())
+            self._owed = None
+            yield
 
     def enter(self, phase: int, reason: Reason) -> None:
-        """Enter a later phase."""
-        self.session.enter(phase, Moment(self.trainer.current_epoch, self.trainer.global_step), reason)
+        """Enter a later phase; early stopping's count restarts with it."""
+        with self.transition():
+            if (early_stopping := self.wiring.early_stopping) is not None:
+                early_stopping.enter_phase()
+            self.session.enter(phase, Moment(self.trainer.current_epoch, self.trainer.global_step), reason)
 
     def restore_best(self) -> None:
         """Load the best checkpoint so far, if there is one."""
@@ -237,13 +295,49 @@ class Fit(Listener):
         state = self.session.state_dict()
         if (checkpoint := self.wiring.checkpoint) is not None:
             state["best_phase"] = checkpoint.best_ckpt_depth
-        metrics = self.trainer.callback_metrics
-        early_stopping = self.wiring.early_stopping
+        before, metrics = self.session.before, self.trainer.callback_metrics
         return {
             **state,
-            "phase_exhausted": early_stopping is not None and early_stopping.phase_exhausted,
+            **(self._own_state() if before is None else before.driver),
             "metrics": {name: _plain_metric(value) for name, value in metrics.items()},
         }
+
+    def _own_state(self) -> dict[str, Any]:
+        early_stopping = self.wiring.early_stopping
+        owed = {} if self._owed is None else {"owed": self._owed}
+        return {"phase_exhausted": early_stopping is not None and early_stopping.phase_exhausted, **owed}
+
+    def complete(self, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint that is being written in the middle of a transition hold what was before it.
+
+        Weights may be half restored; a run that is resumed from it restores them again.
+        """
+        if not self.entry.begun:
+            return
+        states = checkpoint["callbacks"]
+        if begins_epoch_again(checkpoint) and self.owner.state_key in states:
+            states[self.owner.state_key]["epoch_is_over"] = not self._owes_plateau_step
+        if (before := self.session.before) is None:
+            return
+        early_stopping, saving = self.wiring.early_stopping, self.wiring.checkpoint
+        if early_stopping is not None and early_stopping.state_key in states:
+            states[early_stopping.state_key] = self._scores_before
+        if saving is not None and saving.state_key in states:
+            states[saving.state_key]["current_ckpt_depth"] = before.fields["progress"].phase
+        with self._as_before(before):
+            checkpoint.update(optimizer_states(self.trainer))
+
+    @contextmanager
+    def _as_before(self, before: Before) -> Iterator[None]:
+        """Let the trainer have for a while the optimizer and LR schedulers of before a transition."""
+        restore = installer(self.trainer)
+        install_before, *_ = before.undo
+        with self.session.as_before():
+            install_before()
+            try:
+                yield
+            finally:
+                restore()
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold what a best checkpoint of an earlier phase may leave out."""
@@ -263,11 +357,6 @@ class Fit(Listener):
             (scheduler,) = session.lr_schedulers
             if [config.scheduler for config in trainer.lr_scheduler_configs] != [scheduler]:
                 install_lr_scheduler(trainer, scheduler, asdict(session.scheduler_settings))
-
-    def on_transition(self, transition: Transition) -> None:
-        """Restart early stopping's count."""
-        if (early_stopping := self.wiring.early_stopping) is not None:
-            early_stopping.enter_phase()
 
     def _out_of_patience(self) -> bool:
         """Whether any rank has run out of patience; asked when that may have changed, since ranks have to talk."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .._lightning import (
@@ -62,6 +64,15 @@ class FTSEarlyStopping(InspectableEarlyStopping):
         """Restart the wait count for a phase that begins."""
         self.wait_count = 0
         self.phase_exhausted = False
+
+    def keeper(self) -> Callable[[], None]:
+        """Return a function that takes back :meth:`enter_phase`."""
+        wait_count, phase_exhausted = self.wait_count, self.phase_exhausted
+
+        def take_back() -> None:
+            self.wait_count, self.phase_exhausted = wait_count, phase_exhausted
+
+        return take_back
 
     @property
     def state_key(self) -> str:

@@ -1,0 +1,155 @@
+"""Whoever saves in the middle of a transition, and however it ends: a resumed run does what the uninterrupted one did."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
+
+import finetuning_scheduler
+from finetuning_scheduler import FinetuningScheduler
+from tests.reference.history import History, assert_continues
+from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD
+from tests.reference.recipe import PhaseSpec, Recipe, adamw, schedule_of
+from tests.reference.toys import Session
+
+PACKAGE = str(Path(finetuning_scheduler.__file__).parent)
+TRANSITION = 2  # the epoch that begins with the transition that is interrupted: from phase 0, back to epoch 0
+EVERY = int(os.environ.get("FTS_EVERY", "23"))
+
+RECIPE = Recipe(
+    phases=(PhaseSpec(HEAD), PhaseSpec(THIRD, lr=0.05), PhaseSpec(SECOND, lr=0.02)),
+    epochs=5,
+    optimizer=adamw,
+    patience=1,
+    scores=(4.0, 5.0, 3.0, 3.5, 2.0),
+)
+
+
+class Interrupted(BaseException):
+    """Raised where a user's code might raise anything, and `KeyboardInterrupt` arrive."""
+
+
+@contextmanager
+def at_each_line(action: Callable[[int], None]) -> Iterator[None]:
+    """Call a function, with their number, before all lines of the package that this block executes."""
+    count = 0
+
+    def line(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal count
+        if event == "line":
+            count += 1
+            action(count - 1)
+        return line
+
+    def call(frame: FrameType, event: str, argument: Any) -> Any:
+        return line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+class Traced(FinetuningScheduler):
+    """Has something done before each line of the code that makes one transition."""
+
+    action: Callable[[int], None] = staticmethod(lambda _: None)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch != TRANSITION:
+            super().on_train_epoch_start(trainer, pl_module)
+            return
+        with at_each_line(self.action):
+            super().on_train_epoch_start(trainer, pl_module)
+
+
+class SaveOnException(Checkpoint):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_exception(self, trainer: Any, *_: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe, and what the phase entered by the transition that is interrupted installs."""
+
+    recipe: Recipe
+    installs: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(case: Case, root: Path, action: Callable[[int], None] | None = None, *extra: Callback, **arguments: Any) -> History:
+    schedule = schedule_of(case.recipe)
+    schedule[1] |= case.installs
+    session = Session(
+        case.recipe, root, scheduler_class=Traced, extra_callbacks=extra, scheduler_options={"ft_schedule": schedule}
+    )
+    if action is not None:
+        session.scheduler.action = action
+    return session.fit(**arguments).history
+
+
+def raise_at(number: int) -> Callable[[int], None]:
+    def action(line: int) -> None:
+        if line == number:
+            raise Interrupted
+
+    return action
+
+
+def lines_of_a_transition(case: Case, root: Path) -> tuple[int, History]:
+    lines: list[int] = []
+    history = fit(case, root, lines.append)
+    return len(lines), history
+
+
+REPLACEMENTS = {
+    "new_optimizer": {"optimizer_init": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}}},
+    "new_lr_scheduler": {
+        "lr_scheduler_init": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}
+    },
+    "lr_warmup_steps": 3,
+}
+STEPWISE = replace(RECIPE, scheduler=lambda optimizer: LinearLR(optimizer, 0.25, 1.0, total_iters=11), interval="step")
+PLATEAU = replace(RECIPE, scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, factor=0.5, patience=0))
+CASES = {
+    "restoring": Case(RECIPE),
+    "not restoring": Case(replace(RECIPE, restore_best=False)),
+    "an LR scheduler": Case(STEPWISE),
+    "a scheduler of a metric": Case(PLATEAU),
+    "replacements": Case(STEPWISE, REPLACEMENTS),
+    "replacements, not restoring": Case(replace(STEPWISE, restore_best=False), REPLACEMENTS),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_an_exception_anywhere_in_a_transition(case: Case, tmp_path: Path) -> None:
+    count, whole = lines_of_a_transition(case, tmp_path / "whole")
+    print(count)
+    assert count > 100
+    for number in range(0, count, EVERY):
+        root = tmp_path / str(number)
+        with pytest.raises(Interrupted):
+            fit(case, root, raise_at(number), SaveOnException(root / "saved.ckpt"))
+        try:
+            resumed = fit(case, root, ckpt_path=root / "saved.ckpt")
+            assert_continues(resumed, whole, TRANSITION * BATCHES_PER_EPOCH)
+        except BaseException as e:
+            print(number, type(e), str(e)[:300])
