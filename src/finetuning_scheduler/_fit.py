@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -26,7 +26,6 @@ from ._lightning import (
 from ._trainer import as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
 from .callbacks.wiring import Wiring
-from .core.before import Before
 from .core.session import Session
 from .core.signals import signals_wait
 from .core.transitions import Decision, Listener, Moment, Reason
@@ -84,7 +83,9 @@ class Fit(Listener):
         # Why the transition was due in the middle of which a checkpoint was written, or an exception raised. Weights
         # may be half restored then, so that it is made again whatever would be decided now.
         self._owed: str | None = None
-        self._scores_before: dict[str, Any] = {}  # early stopping's, before the transition that is being made
+        # Before the transition that is being made: early stopping's state, and what installs optimizer and schedulers.
+        self._scores_before: dict[str, Any] = {}
+        self._install_before: Callable[[], None] = installer(trainer)
 
     @property
     def session(self) -> Session:
@@ -256,8 +257,9 @@ class Fit(Listener):
         state = self._own_state() | ({} if owed is None else {"owed": owed})
         stopping = self.wiring.early_stopping
         self._scores_before = {} if stopping is None else stopping.state_dict()
+        self._install_before = installer(self.trainer)
         with self.session.transition(state) as before:
-            before.undo.append(installer(self.trainer))
+            before.undo.append(self._install_before)
             before.undo.append(lambda: setattr(self, "_owed", state.get("owed")))
             if stopping is not None:
                 before.undo.append(stopping.keeper())
@@ -324,20 +326,13 @@ class Fit(Listener):
             states[early_stopping.state_key] = self._scores_before
         if saving is not None and saving.state_key in states:
             states[saving.state_key]["current_ckpt_depth"] = before.fields["progress"].phase
-        with self._as_before(before):
-            checkpoint.update(optimizer_states(self.trainer))
-
-    @contextmanager
-    def _as_before(self, before: Before) -> Iterator[None]:
-        """Let the trainer have for a while the optimizer and LR schedulers of before a transition."""
-        restore = installer(self.trainer)
-        install_before, *_ = before.undo
+        install_present = installer(self.trainer)
         with self.session.as_before():
-            install_before()
+            self._install_before()
             try:
-                yield
+                checkpoint.update(optimizer_states(self.trainer))
             finally:
-                restore()
+                install_present()
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold what a best checkpoint of an earlier phase may leave out."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
 
 import finetuning_scheduler
 from finetuning_scheduler import FinetuningScheduler
-from tests.reference.history import History, assert_continues
+from finetuning_scheduler.strategy_adapters import StrategyAdapter
+from tests.reference.history import History, assert_continues, assert_same_run
 from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD
 from tests.reference.recipe import PhaseSpec, Recipe, adamw, schedule_of
 from tests.reference.toys import Session
@@ -95,11 +95,23 @@ class Case:
     installs: dict[str, Any] = field(default_factory=dict)
 
 
-def fit(case: Case, root: Path, action: Callable[[int], None] | None = None, *extra: Callback, **arguments: Any) -> History:
+def fit(
+    case: Case,
+    root: Path,
+    action: Callable[[int], None] | None = None,
+    *extra: Callback,
+    options: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> History:
     schedule = schedule_of(case.recipe)
     schedule[1] |= case.installs
     session = Session(
-        case.recipe, root, scheduler_class=Traced, extra_callbacks=extra, scheduler_options={"ft_schedule": schedule}
+        case.recipe,
+        root,
+        scheduler_class=Traced,
+        extra_callbacks=extra,
+        checkpoint={"save_top_k": -1},  # a file that is the best one for a while stays
+        scheduler_options={"ft_schedule": schedule, **(options or {})},
     )
     if action is not None:
         session.scheduler.action = action
@@ -112,12 +124,6 @@ def raise_at(number: int) -> Callable[[int], None]:
             raise Interrupted
 
     return action
-
-
-def lines_of_a_transition(case: Case, root: Path) -> tuple[int, History]:
-    lines: list[int] = []
-    history = fit(case, root, lines.append)
-    return len(lines), history
 
 
 REPLACEMENTS = {
@@ -141,15 +147,73 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_an_exception_anywhere_in_a_transition(case: Case, tmp_path: Path) -> None:
-    count, whole = lines_of_a_transition(case, tmp_path / "whole")
-    print(count)
-    assert count > 100
-    for number in range(0, count, EVERY):
+    lines: list[int] = []
+    whole = fit(case, tmp_path / "whole", lines.append)
+    assert len(lines) > 500
+    for number in range(EVERY // 2, len(lines), EVERY):
         root = tmp_path / str(number)
         with pytest.raises(Interrupted):
             fit(case, root, raise_at(number), SaveOnException(root / "saved.ckpt"))
-        try:
-            resumed = fit(case, root, ckpt_path=root / "saved.ckpt")
-            assert_continues(resumed, whole, TRANSITION * BATCHES_PER_EPOCH)
-        except BaseException as e:
-            print(number, type(e), str(e)[:300])
+        resumed = fit(case, root, ckpt_path=root / "saved.ckpt")
+        assert_continues(resumed, whole, TRANSITION * BATCHES_PER_EPOCH)
+
+
+class SaveOnSignal(Callback):
+    """A handler of a signal that saves; of what it has written, keeps what differs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: dict[str, Path] = {}
+        self.calls = 0
+
+    def on_fit_start(self, trainer: Any, *_: Any) -> None:
+        def save(*_: Any) -> None:
+            self.calls += 1
+            path = self.root / f"{len(self.files)}.ckpt"
+            trainer.save_checkpoint(path)
+            self.files.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), path)
+
+        self.before = signal.signal(signal.SIGUSR1, save)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        signal.signal(signal.SIGUSR1, self.before)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_signal_anywhere_in_a_transition(case: Case, tmp_path: Path) -> None:
+    whole = fit(case, tmp_path / "whole")
+    saver, root = SaveOnSignal(tmp_path / "saved"), tmp_path / "signals"
+    history = fit(case, root, lambda _: signal.raise_signal(signal.SIGUSR1), saver)
+    assert_same_run(history, whole)
+    assert saver.calls > 50  # those before the transition and after it, each at once
+    assert len(saver.files) >= 2
+    for path in saver.files.values():
+        assert_continues(fit(case, root, ckpt_path=path), whole, TRANSITION * BATCHES_PER_EPOCH)
+
+
+class SaveInStep(Traced):
+    """An override of `step` that saves in the middle of a transition."""
+
+    def restore_best_ckpt(self) -> None:
+        super().restore_best_ckpt()
+        self.trainer.save_checkpoint(self.saved / f"{self.curr_depth}.ckpt")
+
+
+class SaveWhenThawed(StrategyAdapter):
+    """An adapter whose hook saves when a phase has been thawed."""
+
+    def on_phase_thawed(self) -> None:
+        super().on_phase_thawed()
+        if self.trainer.training:
+            self.trainer.save_checkpoint(Path(self.trainer.default_root_dir) / f"{self.trainer.current_epoch}.ckpt")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_user_code_that_saves_in_the_middle_of_a_transition(case: Case, tmp_path: Path) -> None:
+    adapters = {"custom_strategy_adapters": {"single_device": f"{__name__}:SaveWhenThawed"}}
+    root = tmp_path / "whole"
+    whole = fit(case, root, options=adapters)
+    files = {TRANSITION: root / f"{TRANSITION}.ckpt"}
+    for epoch, path in files.items():
+        assert torch.load(path, weights_only=True)["callbacks"]["Traced"]["phase"] == 0
+        assert_continues(fit(case, root, ckpt_path=path), whole, epoch * BATCHES_PER_EPOCH)

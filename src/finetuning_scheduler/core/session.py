@@ -176,8 +176,9 @@ class Session:
             yield self.before
             return
         with signals_wait():
-            self.before = before = Before(self, driver or {})
+            before = Before(self, driver or {})
             try:
+                self.before = before
                 yield before
             except BaseException:
                 if self.before is before:
