@@ -146,7 +146,7 @@ class Session:
         with self.transition():
             if self._lazy:
                 self._lazy, self.plan = self.view.has_lazy, self.plan.recounted(self.view.counted())
-            left, state = self.phase, self.plan.phases[phase]
+            left, state, groups_before = self.phase, self.plan.phases[phase], len(self.group_names)
             replaced = self._move(state)
             self.progress.entry_epoch, self.progress.entry_step = moment.epoch, moment.step
             self.before = None  # it is done, for all who save and for what fails from here on
@@ -155,7 +155,8 @@ class Session:
                 self._report(logging.DEBUG, f"Phase {phase}: {details}")
             share = state.trainable_count / max(self.plan.model_parameter_count, 1)
             rates = tuple(learning_rates(self.optimizer))
-            transition = Transition(left, phase, reason, moment.epoch, moment.step, state.trainable_count, share, rates)
+            count, added = state.trainable_count, len(rates) - groups_before
+            transition = Transition(left, phase, reason, moment.epoch, moment.step, count, share, rates, added)
             self._report(logging.INFO, str(transition))
             for listener in self.listeners:
                 listener.on_transition(transition)
