@@ -46,7 +46,16 @@ from .errors import CheckpointError, Problem, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
-OWN_STATE = ("metrics", "phase_exhausted", "owed", "epoch_is_over")  # what a fit adds to its session's state
+# What a fit adds to its session's state.
+OWN_STATE = (
+    "metrics",
+    "phase_exhausted",
+    "owed",
+    "epoch_is_over",
+    "validated_step",
+    "judged_step",
+    "judges_validation",
+)
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 

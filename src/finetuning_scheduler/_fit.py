@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -16,6 +16,7 @@ from ._entry import Entry, Owner
 from ._lightning import (
     LightningModule,
     Trainer,
+    at_end_of_epoch,
     begins_epoch_again,
     install_lr_scheduler,
     install_optimizer,
@@ -83,6 +84,7 @@ class Fit(Listener):
         # Why the transition was due in the middle of which a checkpoint was written, or an exception raised. Weights
         # may be half restored then, so that it is made again whatever would be decided now.
         self._owed: str | None = None
+        self._validated_step = -1  # the optimizer step after which the last validation was made
         # Before the transition that is being made: early stopping's state, and what installs optimizer and schedulers.
         self._scores_before: dict[str, Any] = {}
         self._install_before: Callable[[], None] = installer(trainer)
@@ -126,6 +128,7 @@ class Fit(Listener):
             metrics = self.entry.loaded.get("metrics", {})
             trainer.callback_metrics.update({name: _metric(value) for name, value in metrics.items()})
             self._owed = self.entry.loaded.get("owed")
+            self._catch_up(self.entry.loaded)
         is_over = self.entry.loaded is not None and self.entry.loaded.get("epoch_is_over", False)
         self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end and not is_over
         self._endless_phases = endless_phases(self.owner, trainer, self.wiring, self.session.plan)
@@ -140,6 +143,32 @@ class Fit(Listener):
             message = "The session had ended when its checkpoint was written: nothing is left to train."
             self.report(logging.INFO, message)
             trainer.should_stop = True
+
+    def _catch_up(self, loaded: Mapping[str, Any]) -> None:
+        """Let early stopping and the best checkpoint meet a validation that a run was interrupted right after.
+
+        A checkpoint that is written between a validation and the end of an epoch's last hook makes Lightning go on
+        after these hooks. The next transition has to be the one that the uninterrupted run would have made.
+        """
+        trainer, stopping, saving = self.trainer, self.wiring.early_stopping, self.wiring.checkpoint
+        self._validated_step = loaded.get("validated_step", -1)
+        step, ended = trainer.global_step, trainer.fit_loop.resumed_on_epoch_end
+        if stopping is not None:
+            stopping.judged_step = loaded.get("judged_step", -1)
+        if self.entry.resumed_from is None or self._validated_step != step:
+            return
+        with at_end_of_epoch(trainer) if ended else nullcontext():
+            may_judge = stopping is not None and (ended or loaded.get("judges_validation", False))
+            if stopping is not None and may_judge and stopping.judged_step != step:
+                stopping.catch_up(trainer)
+            if saving is not None and self.wiring.owes_save:
+                saving.on_validation_end(trainer, self.entry.module)
+                if ended:
+                    saving.on_train_epoch_end(trainer, self.entry.module)
+
+    def note_validation(self) -> None:
+        """Note that the present weights have been validated."""
+        self._validated_step = self.trainer.global_step
 
     def start_epoch(self) -> None:
         """Note that what is asked next is asked between epochs."""
@@ -307,7 +336,14 @@ class Fit(Listener):
     def _own_state(self) -> dict[str, Any]:
         early_stopping = self.wiring.early_stopping
         owed = {} if self._owed is None else {"owed": self._owed}
-        return {"phase_exhausted": early_stopping is not None and early_stopping.phase_exhausted, **owed}
+        state: dict[str, Any] = {"phase_exhausted": False, "validated_step": self._validated_step, **owed}
+        if early_stopping is None:
+            return state
+        return state | {
+            "phase_exhausted": early_stopping.phase_exhausted,
+            "judged_step": early_stopping.judged_step,
+            "judges_validation": early_stopping.checks_after_validation,
+        }
 
     def complete(self, checkpoint: dict[str, Any]) -> None:
         """Let a checkpoint that is being written in the middle of a transition hold what was before it.

@@ -245,6 +245,11 @@ class FinetuningScheduler(AttachableCallback):
         """Check that ranks agree after a phase's first step; end the session at the last phase's step limit."""
         self._running().end_batch()
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the present weights have been validated."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._running().note_validation()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that Lightning is about to set the modes of all modules."""
         if trainer.state.fn == TrainerFn.FITTING and self.frozen_modules_mode == "eval":

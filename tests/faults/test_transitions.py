@@ -1,12 +1,13 @@
-"""Whoever saves in the middle of a transition, and however it ends: a resumed run does what the uninterrupted one did."""
+"""Whoever saves in the middle of a transition, and however it ends, a resumed run does what the whole one did."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +17,16 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from torch import nn
+from torch.optim import AdamW
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
 
 import finetuning_scheduler
 from finetuning_scheduler import FinetuningScheduler
+from finetuning_scheduler.core import Listener, PhaseRunner
 from finetuning_scheduler.strategy_adapters import StrategyAdapter
 from tests.reference.history import History, assert_continues, assert_same_run
-from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD
+from tests.reference.networks import BATCHES_PER_EPOCH, HEAD, SECOND, THIRD
 from tests.reference.recipe import PhaseSpec, Recipe, adamw, schedule_of
 from tests.reference.toys import Session
 
@@ -39,7 +43,7 @@ RECIPE = Recipe(
 )
 
 
-class Interrupted(BaseException):
+class InterruptedTransition(BaseException):
     """Raised where a user's code might raise anything, and `KeyboardInterrupt` arrive."""
 
 
@@ -121,7 +125,7 @@ def fit(
 def raise_at(number: int) -> Callable[[int], None]:
     def action(line: int) -> None:
         if line == number:
-            raise Interrupted
+            raise InterruptedTransition
 
     return action
 
@@ -152,7 +156,7 @@ def test_an_exception_anywhere_in_a_transition(case: Case, tmp_path: Path) -> No
     assert len(lines) > 500
     for number in range(EVERY // 2, len(lines), EVERY):
         root = tmp_path / str(number)
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedTransition):
             fit(case, root, raise_at(number), SaveOnException(root / "saved.ckpt"))
         resumed = fit(case, root, ckpt_path=root / "saved.ckpt")
         assert_continues(resumed, whole, TRANSITION * BATCHES_PER_EPOCH)
@@ -191,14 +195,6 @@ def test_a_signal_anywhere_in_a_transition(case: Case, tmp_path: Path) -> None:
         assert_continues(fit(case, root, ckpt_path=path), whole, TRANSITION * BATCHES_PER_EPOCH)
 
 
-class SaveInStep(Traced):
-    """An override of `step` that saves in the middle of a transition."""
-
-    def restore_best_ckpt(self) -> None:
-        super().restore_best_ckpt()
-        self.trainer.save_checkpoint(self.saved / f"{self.curr_depth}.ckpt")
-
-
 class SaveWhenThawed(StrategyAdapter):
     """An adapter whose hook saves when a phase has been thawed."""
 
@@ -213,7 +209,67 @@ def test_user_code_that_saves_in_the_middle_of_a_transition(case: Case, tmp_path
     adapters = {"custom_strategy_adapters": {"single_device": f"{__name__}:SaveWhenThawed"}}
     root = tmp_path / "whole"
     whole = fit(case, root, options=adapters)
-    files = {TRANSITION: root / f"{TRANSITION}.ckpt"}
-    for epoch, path in files.items():
-        assert torch.load(path, weights_only=True)["callbacks"]["Traced"]["phase"] == 0
-        assert_continues(fit(case, root, ckpt_path=path), whole, epoch * BATCHES_PER_EPOCH)
+    path = root / f"{TRANSITION}.ckpt"
+    assert torch.load(path, weights_only=True)["callbacks"]["Traced"]["phase"] == 0
+    assert_continues(fit(case, root, ckpt_path=path), whole, TRANSITION * BATCHES_PER_EPOCH)
+
+
+class RaiseWhenThawed(Listener):
+    """A listener that fails, once it is told to."""
+
+    fails = False
+
+    def after_thaw(self) -> None:
+        if self.fails:
+            raise InterruptedTransition
+
+
+def train(model: nn.Module, runner: PhaseRunner, metrics: Sequence[float]) -> None:
+    for metric in metrics:
+        runner.optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().mean().backward()
+        runner.optimizer.step()
+        runner.step()
+        runner.epoch_end(metric)
+
+
+def runner_of(*listeners: Listener) -> tuple[nn.Module, PhaseRunner]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    optimizer = AdamW(model.parameters(), lr=0.1)
+    phases = {0: {"params": ["2.*"]}, 1: {"params": ["0.*"], "lr_warmup_steps": 2}, 2: {"params": ["1.*"]}}
+    schedulers = [LinearLR(optimizer, 0.25, 1.0, total_iters=11)]
+    return model, PhaseRunner(model, optimizer, phases, lr_schedulers=schedulers, patience=1, listeners=listeners)
+
+
+def test_a_hand_written_loop_is_what_it_was_before_a_transition_that_fails() -> None:
+    metrics = (4.0, 3.0, 5.0, 2.0, 6.0, 1.0)
+    whole, runner = runner_of()
+    train(whole, runner, metrics)
+    failing = RaiseWhenThawed()
+    model, runner = runner_of(failing)
+    train(model, runner, metrics[:2])
+    failing.fails = True
+    before = runner.monitor.patience.waited
+    with pytest.raises(InterruptedTransition):
+        train(model, runner, metrics[2:3])
+    assert runner.phase == 0
+    assert [parameter.requires_grad for parameter in model[0].parameters()] == [False, False]
+    saved = copy.deepcopy(
+        (runner.state_dict(), model.state_dict(), runner.optimizer.state_dict(), runner.lr_schedulers[0].state_dict())
+    )
+    assert saved[0]["loop"]["patience"]["waited"] == before + 1
+    resumed, runner = runner_of()
+    runner.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    runner.optimizer.load_state_dict(saved[2])
+    runner.lr_schedulers[0].load_state_dict(saved[3])
+    assert runner.phase == 0
+    # The epoch is over, and its metric known; asked again, the same transition is made from the same weights.
+    runner.monitor.restore(runner.session)
+    runner.thaw_to(1)
+    train(resumed, runner, metrics[3:])
+    different = [
+        name for name, value in whole.state_dict().items() if not torch.equal(value, resumed.state_dict()[name])
+    ]
+    assert different == []

@@ -41,6 +41,7 @@ class Wiring:
     early_stopping: FTSEarlyStopping | None = None
     checkpoint: FTSCheckpoint | None = None
     lines: list[str] = field(default_factory=list)
+    owes_save: bool = False  # the checkpoint that is being loaded has a score that ``checkpoint`` has not met yet
     _replaced: list[tuple[Callback, Callback]] = field(default_factory=list)
 
     def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, forget: bool) -> None:
@@ -86,6 +87,7 @@ class Wiring:
             self.early_stopping.phase_exhausted = bool(exhausted)
         if (driver := self.checkpoint) is not None and (state := _state_of(driver, states)) is not None:
             metric = progress.get("metrics", {}).get(driver.monitor)
+            self.owes_save = _differ(state.get("score"), state.get("current_score"))
             states[driver.state_key] = {
                 "current_ckpt_depth": progress.get("phase", 0),
                 "best_ckpt_depth": progress.get("best_phase", 0),
@@ -149,6 +151,10 @@ def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     wiring.lines += _lines(wiring.early_stopping, stoppings, "the others stop the session")
     wiring.lines += _lines(wiring.checkpoint, savings, "the others only save")
     return wiring
+
+
+def _differ(score: torch.Tensor | None, met: torch.Tensor | None) -> bool:
+    return score is not None and (met is None or float(score) != float(met))
 
 
 def _state_of(driver: Callback, states: Mapping[str, Any]) -> Mapping[str, Any] | None:
