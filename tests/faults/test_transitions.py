@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import random
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,7 +35,7 @@ from tests.reference.toys import Session
 
 PACKAGE = str(Path(finetuning_scheduler.__file__).parent)
 TRANSITION = 2  # the epoch that begins with the transition that is interrupted: from phase 0, back to epoch 0
-EVERY = int(os.environ.get("FTS_EVERY", "23"))
+EVERY = int(os.environ.get("FTS_EVERY", "251"))  # of how many lines one is tried; 1 for all, which takes an hour
 
 RECIPE = Recipe(
     phases=(PhaseSpec(HEAD), PhaseSpec(THIRD, lr=0.05), PhaseSpec(SECOND, lr=0.02)),
@@ -273,3 +276,23 @@ def test_a_hand_written_loop_is_what_it_was_before_a_transition_that_fails() -> 
         name for name, value in whole.state_dict().items() if not torch.equal(value, resumed.state_dict()[name])
     ]
     assert different == []
+
+
+def test_signals_from_outside_at_any_time_around_a_transition(tmp_path: Path) -> None:
+    """Each is sent a while after the hook in which the transition is made has begun; it may come before or after it."""
+    trials = int(os.environ.get("FTS_SIGNALS", "4"))
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-W", "ignore", "-m", "tests.faults.scripts.signalled", str(tmp_path), str(trials)]
+    with subprocess.Popen(
+        command, cwd=root, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        generator = random.Random(0)
+        seen: list[str] = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == "transition":
+                time.sleep(generator.uniform(0, 0.06))
+                process.send_signal(signal.SIGUSR1)
+            seen.append(line.strip())
+    assert seen == ["transition", "resumed"] * trials + ["done"]
