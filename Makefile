@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-quick coverage check docs package venv
+.PHONY: demo test test-quick faults coverage check docs package venv
 
 demo: $(INSTALLED)  ## pre-train and fine-tune a small network three ways (about a minute)
 	$(BIN)/python -m fts_examples.digits
@@ -14,6 +14,9 @@ test: $(INSTALLED)  ## all tests, two at a time
 
 test-quick: $(INSTALLED)  ## the core's tests and some of each other folder (under a minute)
 	$(BIN)/python -m pytest -n 2 -m quick
+
+faults: $(INSTALLED)  ## kill a run 100 times and resume it (up to 10 minutes)
+	$(BIN)/python -m tests.faults.kill_loop --kills 100 --seconds 600
 
 coverage: $(INSTALLED)  ## all tests with branch coverage: a report, with the lines and branches of the core that no test reaches
 	$(BIN)/python -m coverage erase

@@ -204,6 +204,7 @@ LIGHTNING = [
     Row(accelerator_connector, "_strategy_flag", "how the user has named the strategy"),
     Row(early_stopping, "_check_on_train_epoch_end", "when the check runs"),
     Row(early_stopping, "_evaluate_stopping_criteria", "its verdict ends a phase instead of the session"),
+    Row(early_stopping, "_run_early_stopping_check", "a resumed run meets a validation that nobody has judged yet"),
     Row(early_stopping, "_validate_condition_metric", "a metric that is missing is a configuration error"),
     Row(model_checkpoint, "_save_checkpoint", "the best depth is up to date before a file is written"),
     Row(model_checkpoint, "_save_topk_checkpoint", "what is no longer among the best goes later"),

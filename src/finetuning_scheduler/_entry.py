@@ -52,6 +52,16 @@ from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
 _OTHER_PACKAGE_KEY = "fts_metadata"  # in the state that the other package of this name (2.x) saves
+# What a fit adds to its session's state.
+OWN_STATE = (
+    "metrics",
+    "phase_exhausted",
+    "owed",
+    "epoch_is_over",
+    "validated_step",
+    "judged_step",
+    "judges_validation",
+)
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
@@ -350,4 +360,4 @@ class Entry:
 
 def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Take the session's own state out of the callback's."""
-    return {key: value for key, value in loaded.items() if key not in ("metrics", "phase_exhausted")}
+    return {key: value for key, value in loaded.items() if key not in OWN_STATE}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -16,16 +16,21 @@ from ._entry import Entry, Owner
 from ._lightning import (
     LightningModule,
     Trainer,
+    at_end_of_epoch,
+    begins_epoch_again,
     install_lr_scheduler,
     install_optimizer,
+    installer,
+    optimizer_states,
     step_plateau_schedulers,
 )
 from ._trainer import as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
-from .callbacks.saved_states import SavedScheduling
+from .callbacks.saved_states import RESTORE, SavedScheduling
 from .callbacks.wiring import Wiring
 from .core.session import Session
-from .core.transitions import Decision, Listener, Moment, Reason, Transition
+from .core.signals import signals_wait
+from .core.transitions import Decision, Listener, Moment, Reason
 from .strategy_adapters import StrategyAdapter
 
 log = logging.getLogger("finetuning_scheduler")
@@ -75,6 +80,13 @@ class Fit(Listener):
         self._steps_seen = 0
         self._told_of_end = False
         self._told_of_no_score = False
+        # Why the transition was due in the middle of which a checkpoint was written, or an exception raised. Weights
+        # may be half restored then, so that it is made again whatever would be decided now.
+        self._owed: str | None = None
+        self._validated_step = -1  # the optimizer step after which the last validation was made
+        # Before the transition that is being made: early stopping's state, and what installs optimizer and schedulers.
+        self._scores_before: dict[str, Any] = {}
+        self._install_before: Callable[[], None] = installer(trainer)
 
     @property
     def session(self) -> Session:
@@ -116,7 +128,10 @@ class Fit(Listener):
             saved = SavedScheduling(metrics=metrics).metrics
             tensors = {name: each if isinstance(each, torch.Tensor) else each.tensor for name, each in saved.items()}
             trainer.callback_metrics.update(tensors)
-        self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end
+            self._owed = self.entry.loaded.get("owed")
+            self._catch_up(self.entry.loaded)
+        is_over = self.entry.loaded is not None and self.entry.loaded.get("epoch_is_over", False)
+        self._owes_plateau_step = trainer.fit_loop.resumed_on_epoch_end and not is_over
         self._endless_phases = endless_phases(self.owner, trainer, self.wiring, self.session.plan)
         if coming := [phase for phase in self._endless_phases if phase >= self.session.phase]:
             message = f"The training data has no length: unless an epoch of it ends, phases {coming} never do."
@@ -130,11 +145,38 @@ class Fit(Listener):
             self.report(logging.INFO, message)
             trainer.should_stop = True
 
+    def _catch_up(self, loaded: Mapping[str, Any]) -> None:
+        """Let early stopping and the best checkpoint meet a validation that a run was interrupted right after.
+
+        A checkpoint that is written between a validation and the end of an epoch's last hook makes Lightning go on
+        after these hooks. The next transition has to be the one that the uninterrupted run would have made.
+        """
+        trainer, stopping, saving = self.trainer, self.wiring.early_stopping, self.wiring.checkpoint
+        self._validated_step = loaded.get("validated_step", -1)
+        step, ended = trainer.global_step, trainer.fit_loop.resumed_on_epoch_end
+        if stopping is not None:
+            stopping.judged_step = loaded.get("judged_step", -1)
+        if self.entry.resumed_from is None or self._validated_step != step:
+            return
+        with at_end_of_epoch(trainer) if ended else nullcontext():
+            may_judge = stopping is not None and (ended or loaded.get("judges_validation", False))
+            if stopping is not None and may_judge and stopping.judged_step != step:
+                stopping.catch_up(trainer)
+            if saving is not None and self.wiring.owes_save:
+                saving.on_validation_end(trainer, self.entry.module)
+                if ended:
+                    saving.on_train_epoch_end(trainer, self.entry.module)
+
+    def note_validation(self) -> None:
+        """Note that the present weights have been validated."""
+        self._validated_step = self.trainer.global_step
+
     def start_epoch(self) -> None:
         """Note that what is asked next is asked between epochs."""
         if self._owes_plateau_step:
-            step_plateau_schedulers(self.trainer)
-        self._owes_plateau_step = False
+            with signals_wait():
+                step_plateau_schedulers(self.trainer)
+                self._owes_plateau_step = False
         self._between_epochs = self._epoch_begun = True
 
     def start_batch(self, batch_idx: int) -> bool:
@@ -145,6 +187,8 @@ class Fit(Listener):
             return True
         if self._modes_are_stale:
             self.apply_modes()
+        if self._owed is not None:
+            return True
         if self.entry.searched:
             self.entry.searched = False
             self.session.follow_first_lr()
@@ -210,12 +254,54 @@ class Fit(Listener):
 
     def take_reason(self) -> Reason:
         """Return why the next phase is due, as decided last; asked for by the user if nothing was decided."""
-        decision, self._decision = self._decision, None
-        return Reason.REQUEST if decision is None or decision.reason is None else decision.reason
+        reason, self._decision = self.reason, None
+        return reason
+
+    def is_owed(self) -> bool:
+        """Whether a transition has to be made again; a restore that has to be is made now."""
+        owed, remaining = self._owed, self.session.phases_remaining
+        if owed == RESTORE or (owed is not None and remaining == 0):
+            with self.transition(RESTORE):
+                self.restore_best()
+        elif owed is not None:
+            self._decision = Decision(True, Reason(owed))
+            return True
+        return False
+
+    @property
+    def reason(self) -> Reason:
+        """Why the next phase is due, as decided last; asked for by the user if nothing was decided."""
+        return Reason.REQUEST if self._decision is None or self._decision.reason is None else self._decision.reason
+
+    @contextmanager
+    def transition(self, owed: str | None = None) -> Iterator[None]:
+        """Make a transition of what this block does: all who save, and whenever, save it done or not begun.
+
+        Args:
+            owed: The reason of the transition, or :data:`RESTORE`, if the block changes weights, which is not taken
+                back: a run that is resumed from the middle of the block does it again.
+        """
+        if self.session.before is not None:
+            yield
+            return
+        state = self._own_state() | ({} if owed is None else {"owed": owed})
+        stopping = self.wiring.early_stopping
+        self._scores_before = {} if stopping is None else stopping.state_dict()
+        self._install_before = installer(self.trainer)
+        with self.session.transition(state) as before:
+            before.undo.append(self._install_before)
+            before.undo.append(lambda: setattr(self, "_owed", state.get("owed")))
+            if stopping is not None:
+                before.undo.append(stopping.keeper())
+            self._owed = None
+            yield
 
     def enter(self, phase: int, reason: Reason) -> None:
-        """Enter a later phase."""
-        self.session.enter(phase, Moment(self.trainer.current_epoch, self.trainer.global_step), reason)
+        """Enter a later phase; early stopping's count restarts with it."""
+        with self.transition():
+            if (early_stopping := self.wiring.early_stopping) is not None:
+                early_stopping.enter_phase()
+            self.session.enter(phase, Moment(self.trainer.current_epoch, self.trainer.global_step), reason)
 
     def restore_best(self) -> None:
         """Load the best checkpoint so far, if there is one."""
@@ -248,13 +334,49 @@ class Fit(Listener):
         state = self.session.state_dict()
         if (checkpoint := self.wiring.checkpoint) is not None:
             state["best_phase"] = checkpoint.best_ckpt_depth
-        metrics = self.trainer.callback_metrics
-        early_stopping = self.wiring.early_stopping
+        before, metrics = self.session.before, self.trainer.callback_metrics
         return {
             **state,
-            "phase_exhausted": early_stopping is not None and early_stopping.phase_exhausted,
+            **(self._own_state() if before is None else before.driver),
             "metrics": {name: _plain_metric(value) for name, value in metrics.items()},
         }
+
+    def _own_state(self) -> dict[str, Any]:
+        early_stopping = self.wiring.early_stopping
+        owed = {} if self._owed is None else {"owed": self._owed}
+        state: dict[str, Any] = {"phase_exhausted": False, "validated_step": self._validated_step, **owed}
+        if early_stopping is None:
+            return state
+        return state | {
+            "phase_exhausted": early_stopping.phase_exhausted,
+            "judged_step": early_stopping.judged_step,
+            "judges_validation": early_stopping.checks_after_validation,
+        }
+
+    def complete(self, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint that is being written in the middle of a transition hold what was before it.
+
+        Weights may be half restored; a run that is resumed from it restores them again.
+        """
+        if not self.entry.begun:
+            return
+        states = checkpoint["callbacks"]
+        if begins_epoch_again(checkpoint) and self.owner.state_key in states:
+            states[self.owner.state_key]["epoch_is_over"] = not self._owes_plateau_step
+        if (before := self.session.before) is None:
+            return
+        early_stopping, saving = self.wiring.early_stopping, self.wiring.checkpoint
+        if early_stopping is not None and early_stopping.state_key in states:
+            states[early_stopping.state_key] = self._scores_before
+        if saving is not None and saving.state_key in states:
+            states[saving.state_key]["current_ckpt_depth"] = before.fields["progress"].phase
+        install_present = installer(self.trainer)
+        with self.session.as_before():
+            self._install_before()
+            try:
+                checkpoint.update(optimizer_states(self.trainer))
+            finally:
+                install_present()
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold what a best checkpoint of an earlier phase may leave out."""
@@ -274,11 +396,6 @@ class Fit(Listener):
             (scheduler,) = session.lr_schedulers
             if [config.scheduler for config in trainer.lr_scheduler_configs] != [scheduler]:
                 install_lr_scheduler(trainer, scheduler, asdict(session.scheduler_settings))
-
-    def on_transition(self, transition: Transition) -> None:
-        """Restart early stopping's count."""
-        if (early_stopping := self.wiring.early_stopping) is not None:
-            early_stopping.enter_phase()
 
     def _out_of_patience(self) -> bool:
         """Whether any rank has run out of patience; asked when that may have changed, since ranks have to talk."""

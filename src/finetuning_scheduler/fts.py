@@ -22,6 +22,7 @@ from ._lightning import (
 )
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
+from .callbacks.saved_states import RESTORE
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
 from .core.schedule.schedule import Schedule
@@ -171,9 +172,10 @@ class FinetuningScheduler(AttachableCallback):
         if fit.session.phases_remaining == 0:
             raise MisconfigurationException(f"Phase {self.curr_depth} is the last one: there is no phase to go on to.")
         reason = fit.take_reason()
-        if self.restore_best:
-            self.restore_best_ckpt()
-        fit.enter(fit.session.phase + 1, reason)
+        with fit.transition(reason.value):
+            if self.restore_best:
+                self.restore_best_ckpt()
+            fit.enter(fit.session.phase + 1, reason)
 
     def thaw_to_depth(self, depth: int) -> None:
         """Enter a later phase at once, without restoring a checkpoint.
@@ -195,7 +197,9 @@ class FinetuningScheduler(AttachableCallback):
         Raises:
             MisconfigurationException: The file is gone or cannot be read.
         """
-        self._fitting().restore_best()
+        fit = self._fitting()
+        with fit.transition(RESTORE):
+            fit.restore_best()
 
     def on_attach(self, trainer: Trainer) -> None:
         """Put the multi-phase callbacks in place while the user's own are still as the user made them."""
@@ -237,20 +241,24 @@ class FinetuningScheduler(AttachableCallback):
         """Go on to the next phase if it is due."""
         fit = self._running()
         fit.start_epoch()
-        if self.should_transition(trainer):
-            self.step()
+        self._follow(trainer)
         fit.apply_modes()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Go on to the next phase if it is due inside the epoch."""
-        if self._running().start_batch(batch_idx) and self.should_transition(trainer):
-            self.step()
+        if self._running().start_batch(batch_idx):
+            self._follow(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Check that ranks agree after a phase's first step; end the session at the last phase's step limit."""
         self._running().end_batch()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the present weights have been validated."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._running().note_validation()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that Lightning is about to set the modes of all modules."""
@@ -283,6 +291,11 @@ class FinetuningScheduler(AttachableCallback):
         """Return the progress that a resumed run continues from."""
         return {} if self._fit is None else self._fit.state_dict()
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint that is written in the middle of a transition hold what was before it."""
+        if self._fit is not None and self._fit.trainer is trainer:
+            self._fit.complete(checkpoint)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
         if self._fit is not None and trainer.state.fn == TrainerFn.FITTING:
@@ -295,6 +308,13 @@ class FinetuningScheduler(AttachableCallback):
         """Keep a checkpoint's progress for the fit that is about to start."""
         if self._fit is not None and self._fit.trainer.state.fn == TrainerFn.FITTING:
             self._fit.entry.load(state_dict)
+
+    def _follow(self, trainer: Trainer) -> None:
+        """Go on to the next phase if it is due, or if a transition to it was interrupted."""
+        fit = self._running()
+        if fit.is_owed() or self.should_transition(trainer):
+            with fit.transition(fit.reason.value):  # of all that an override of `step` does
+                self.step()
 
     def _earlier_fit(self, trainer: Trainer, module: LightningModule | None) -> Fit | None:
         """Return the fit that this one continues, which another callback object may have carried out."""

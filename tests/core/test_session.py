@@ -461,3 +461,33 @@ def test_ranks_end_together() -> None:
     runner = PhaseRunner(model, SGD(model.parameters(), lr=0.1), schedule(), ranks=AnotherEnds())
     assert runner.epoch_end(1.0) is None
     assert runner.finished
+
+
+# --- many phases, one after the other --------------------------------------------------------------------------------
+
+
+def test_each_transition_tells_and_looks_up_what_it_changes_however_many_groups_there_are() -> None:
+    phases = 120
+    model = nn.ParameterList([Counted(torch.zeros(1)) for _ in range(phases)])
+    optimizer = SGD(model.parameters(), lr=0.1)
+    schedule = {number: {"params": [str(number)], "lr": 0.1 + number} for number in range(phases)}
+    lines: list[str] = []
+    schedulers = [LambdaLR(optimizer, lambda _: 1.0)]
+    runner = PhaseRunner(
+        model,
+        optimizer,
+        schedule,
+        lr_schedulers=schedulers,
+        restore_best=False,
+        report=lambda _, text: lines.append(text),
+    )
+    lookups: list[int] = []
+    for phase in range(1, phases):
+        Counted.lookups = 0
+        runner.thaw_to(phase)
+        lookups.append(Counted.lookups)
+    assert max(len(line) for line in lines) < 200
+    assert lines[-1].endswith(
+        "120 parameters trainable (100.00%), learning rates [119.1] in new groups, 0.1 to 118.1 in 119 others"
+    )
+    assert max(lookups) == lookups[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,6 +79,10 @@ class InspectableEarlyStopping(EarlyStopping):
     def check_on_train_epoch_end(self, value: bool | None) -> None:
         self._check_on_train_epoch_end = value
 
+    def check(self, trainer: Trainer) -> None:
+        """Check now."""
+        self._run_early_stopping_check(trainer)
+
     def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
         """Tell whether the session should stop for this value of the monitored quantity, and why."""
         return super()._evaluate_stopping_criteria(current)
@@ -131,6 +137,19 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
             self._outdated = (*self._outdated, filepath)
         else:
             super()._remove_checkpoint(trainer, filepath)
+
+
+@contextmanager
+def at_end_of_epoch(trainer: Trainer) -> Iterator[None]:
+    """Let the trainer's counters be for a while what they were at the end of the epoch that has just ended."""
+    progress = trainer.fit_loop.epoch_progress
+    for counters in (progress.total, progress.current):
+        counters.completed -= 1
+    try:
+        yield
+    finally:
+        for counters in (progress.total, progress.current):
+            counters.completed += 1
 
 
 # What a checkpoint callback learns while it runs; everything else is how it was configured.

@@ -150,6 +150,34 @@ def rebuild_ddp(trainer: Trainer) -> None:
         strategy.model.register_comm_hook(state, hook)
 
 
+def begins_epoch_again(checkpoint: dict[str, Any]) -> bool:
+    """Let a checkpoint that is written as an epoch starts say that the one before has just ended; tell if it is one.
+
+    A run that is resumed from what Lightning writes there does not train the epoch: its counters of batches are still
+    those of the epoch before. From the end of that epoch on, Lightning continues exactly.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    total, current = loop["epoch_progress"]["total"], loop["epoch_progress"]["current"]
+    starts = total["ready"] - 1 == total["started"] == total["processed"] == total["completed"]
+    if not (starts and current["completed"] and loop["epoch_loop.batch_progress"]["current"]["ready"]):
+        return False
+    for counters in (total, current):
+        counters["ready"] -= 1
+        counters["completed"] -= 1
+    return True
+
+
+def installer(trainer: Trainer) -> Callable[[], None]:
+    """Return a function that lets the trainer step again what it steps now."""
+    strategy = trainer.strategy
+    optimizers, configs = strategy.optimizers, strategy.lr_scheduler_configs
+
+    def install() -> None:
+        strategy.optimizers, strategy.lr_scheduler_configs = optimizers, configs
+
+    return install
+
+
 def install_optimizer(trainer: Trainer, optimizer: torch.optim.Optimizer) -> None:
     """Let the trainer step this optimizer from now on."""
     trainer.strategy.optimizers = [optimizer]
@@ -164,6 +192,14 @@ def install_lr_scheduler(trainer: Trainer, scheduler: LRScheduler, settings: Map
         settings: Fields of Lightning's ``LRSchedulerConfig``.
     """
     trainer.strategy.lr_scheduler_configs = [LRSchedulerConfig(scheduler, **settings)]
+
+
+def optimizer_states(trainer: Trainer) -> dict[str, Any]:
+    """Return what a checkpoint has of the optimizers and LR schedulers that the trainer steps."""
+    return {
+        "optimizer_states": [trainer.strategy.optimizer_state(each) for each in trainer.optimizers],
+        "lr_schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+    }
 
 
 def step_plateau_schedulers(trainer: Trainer) -> None:

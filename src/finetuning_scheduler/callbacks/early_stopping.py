@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .._lightning import (
@@ -35,6 +37,8 @@ class FTSEarlyStopping(InspectableEarlyStopping):
     _patience_counts = True
     _given_moment: bool | None = None
     _moment_is_open = False
+    _step = -1
+    judged_step = -1  # the optimizer step after which the last check was made
 
     def begin(self, scheduler: PhaseHolder, *, ends_phases: bool = True) -> None:
         """Attach the scheduler whose phases this callback ends.
@@ -56,12 +60,22 @@ class FTSEarlyStopping(InspectableEarlyStopping):
     def forget(self) -> None:
         """Forget the scores of an earlier fit."""
         forget_scores(self)
+        self._step = self.judged_step = -1
         self.phase_exhausted = False
 
     def enter_phase(self) -> None:
         """Restart the wait count for a phase that begins."""
         self.wait_count = 0
         self.phase_exhausted = False
+
+    def keeper(self) -> Callable[[], None]:
+        """Return a function that takes back :meth:`enter_phase`."""
+        wait_count, phase_exhausted = self.wait_count, self.phase_exhausted
+
+        def take_back() -> None:
+            self.wait_count, self.phase_exhausted = wait_count, phase_exhausted
+
+        return take_back
 
     @property
     def state_key(self) -> str:
@@ -86,12 +100,30 @@ class FTSEarlyStopping(InspectableEarlyStopping):
         if self._moment_is_open and not trainer.sanity_checking and trainer.state.fn == "fit":
             self._moment_is_open = False
             self.check_on_train_epoch_end = self.monitor not in validation_metrics(trainer)
+        self._step = trainer.global_step
         super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check, if this is the moment for it."""
+        self._step = trainer.global_step
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def catch_up(self, trainer: Trainer) -> None:
+        """Check a validation that the run which is resumed was interrupted right after."""
+        self._step = trainer.global_step
+        if self.monitor in trainer.callback_metrics:
+            self.check(trainer)
+
+    @property
+    def checks_after_validation(self) -> bool:
+        """Whether it is known that the check is made at the end of validation."""
+        return self.check_on_train_epoch_end is False and not self._moment_is_open
 
     def judge(self, current: torch.Tensor) -> tuple[bool, str | None]:
         """Turn "out of patience" into the end of the phase while other phases are to come."""
         if self._scheduler is None:
             return super().judge(current)
+        self.judged_step = self._step
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         stop, message = super().judge(current)
         if not stop or self.stopping_reason is not EarlyStoppingReason.PATIENCE_EXHAUSTED:

@@ -8,6 +8,10 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ..core.transitions import Reason
+
+RESTORE = "restore"  # what is owed when the best checkpoint was being restored for its own sake
+
 
 class SavedFile(BaseModel):
     """A checkpoint that is kept since it is one of the best."""
@@ -44,6 +48,7 @@ class SavedCheckpointing(_State):
     current_ckpt_depth: int = Field(default=0, ge=0)
     best_ckpt_depth: int = Field(default=0, ge=0)
     score: Score | None = None
+    current_score: Score | None = None
     files: dict[str, SavedFile] = {}
 
 
@@ -74,8 +79,21 @@ def _has_type(metric: SavedMetric | torch.Tensor) -> SavedMetric | torch.Tensor:
     return metric
 
 
+def _is_owed(owed: str) -> str:
+    if owed not in (RESTORE, *Reason):
+        raise ValueError(f"expected the reason of a transition, got {owed!r}")
+    return owed
+
+
 class SavedScheduling(_State):
     """What the scheduler saves beside its session's state. Earlier files hold the metrics as tensors."""
 
     phase_exhausted: bool = False
+    owed: Annotated[str, AfterValidator(_is_owed)] | None = Field(
+        default=None, description="The transition, or restore, that is to be made again."
+    )
+    epoch_is_over: bool = Field(default=False, description="Whether the epoch's end was already dealt with.")
+    validated_step: int = Field(default=-1, description="The optimizer step after which the last validation was made.")
+    judged_step: int = Field(default=-1, description="The optimizer step after which early stopping last judged.")
+    judges_validation: bool = Field(default=False, description="Whether early stopping judges after a validation.")
     metrics: dict[str, Annotated[SavedMetric | torch.Tensor, AfterValidator(_has_type)]] = {}

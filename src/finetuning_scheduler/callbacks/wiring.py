@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from .._lightning import (
     Callback,
     EarlyStopping,
@@ -42,6 +44,7 @@ class Wiring:
     early_stopping: FTSEarlyStopping | None = None
     checkpoint: FTSCheckpoint | None = None
     lines: list[str] = field(default_factory=list)
+    owes_save: bool = False  # the checkpoint that is being loaded has a score that ``checkpoint`` has not met yet
     _replaced: list[tuple[Callback, Callback]] = field(default_factory=list)
 
     def begin(
@@ -94,6 +97,7 @@ class Wiring:
             self.early_stopping.phase_exhausted = bool(exhausted)
         if (driver := self.checkpoint) is not None and (state := _state_of(driver, states)) is not None:
             metric = read.metrics.get(driver.monitor or "")
+            given = state.get("score")
             state = {
                 "current_ckpt_depth": progress.get("phase", 0),
                 "best_ckpt_depth": progress.get("best_phase", 0),
@@ -101,6 +105,7 @@ class Wiring:
                 **state,
             }
             read_as(SavedCheckpointing, state, f"state of {type(driver).__name__}")
+            self.owes_save = _differ(given, state.get("current_score"))
             states[driver.state_key] = state
         if (stopping := self.early_stopping) is not None and (state := _state_of(stopping, states)) is not None:
             if type(stopping).load_state_dict is EarlyStopping.load_state_dict:  # a user's class reads what it likes
@@ -161,6 +166,10 @@ def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     wiring.lines += _lines(wiring.early_stopping, stoppings, "the others stop the session")
     wiring.lines += _lines(wiring.checkpoint, savings, "the others only save")
     return wiring
+
+
+def _differ(score: Tensor | None, met: Tensor | None) -> bool:
+    return score is not None and (met is None or float(score) != float(met))
 
 
 def _state_of(driver: Callback, states: Mapping[Any, Any]) -> Mapping[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .before import Before
 from .gradients import GradientWatch
 from .monitor import Monitor, Patience, mode_problems
 from .optim.build import SchedulerSettings
@@ -224,7 +226,8 @@ class PhaseRunner:
             ScheduleError: ``phase`` is before the present phase or beyond the last one.
         """
         if phase != self.phase:
-            self.session.enter(phase, Moment(self._epoch, self._step), Reason.REQUEST)
+            with self.session.transition(self._loop_state()) as before:
+                self._enter(phase, Moment(self._epoch, self._step), Reason.REQUEST, before)
 
     def settle(self) -> None:
         """Make learning rates what they are between steps, after an exception inside one."""
@@ -239,12 +242,13 @@ class PhaseRunner:
         self.session.modes.release()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: plain Python values, and the best state as tensors."""
-        state = self.session.state_dict()
-        if self._epoch or self._step:
-            loop = {"epoch": self._epoch, "step": self._step, "finished": self.finished, **self.monitor.state_dict()}
-            state["loop"] = loop
-        return state
+        """Return what a resumed run needs: plain Python values, and the best state as tensors.
+
+        During a transition it is the state before it, which weights and optimizer may have left by then: a listener
+        that saves does so in ``on_transition``. Handlers of signals run before or after a transition.
+        """
+        before = self.session.before
+        return {**self.session.state_dict(), **(self._loop_state() if before is None else before.driver)}
 
     @torch.inference_mode(mode=False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -270,8 +274,22 @@ class PhaseRunner:
         if self.phases_remaining == 0:
             self.finished = True
             return None
-        self.monitor.restore(self.session)
-        return self.session.enter(self.phase + 1, moment, decision.reason)
+        with self.session.transition(self._loop_state()) as before:
+            self.monitor.restore(self.session)
+            return self._enter(self.phase + 1, moment, decision.reason, before)
+
+    def _enter(self, phase: int, moment: Moment, reason: Reason, before: Before) -> Transition:
+        """Enter a phase, in which the count of checks restarts."""
+        before.undo.append(partial(setattr, self.monitor.patience, "waited", self.monitor.patience.waited))
+        before.undo.append(lambda: self._steps.attach(self.session.optimizer))
+        self.monitor.patience.waited = 0
+        return self.session.enter(phase, moment, reason)
+
+    def _loop_state(self) -> dict[str, Any]:
+        if not self._epoch and not self._step:
+            return {}
+        loop = {"epoch": self._epoch, "step": self._step, "finished": self.finished, **self.monitor.state_dict()}
+        return {"loop": loop}
 
     def _phase_begun(self) -> None:
         self.monitor.begin_phase(self.session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import nn
@@ -13,7 +14,7 @@ from ..errors import Problem
 from .checksums import Checksums
 from .session import Session
 from .snapshot import Snapshot
-from .transitions import Listener, Transition
+from .transitions import Listener
 
 
 @dataclass
@@ -81,6 +82,8 @@ class Monitor(Listener):
         """Go back to the best weights and optimizer state so far, if there are any."""
         if self.snapshot is None:
             return
+        if (before := session.before) is not None:
+            before.undo.append(partial(self.snapshot.present(session.view).restore, session.view))
         self.snapshot.restore(session.view)
         states = self.snapshot.copied_optimizer_states()
         session.optimizer.load_state_dict(session.optimizer_state_from(states, session.progress.best_phase))
@@ -94,10 +97,6 @@ class Monitor(Listener):
         """Remember the values of parameters that the best state did not have to remember."""
         if self.snapshot is not None:
             self.snapshot.add(list(thawed.items()))
-
-    def on_transition(self, transition: Transition) -> None:
-        """Restart the count of checks."""
-        self.patience.waited = 0
 
     def _moved(self, session: Session) -> set[str]:
         """Name the frozen parameters that have other values than when the phase began."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, Problem, ScheduleError
+from .before import Before
 from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, emptied, empty_optimizer
 from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates
 from .optim.schedulers import reads_initial_lr, retarget
@@ -23,12 +26,27 @@ from .prepare import Prepared
 from .schedule.model import LRSchedulerSpec, OptimizerSpec
 from .schedule.wording import listed
 from .settings import Settings
+from .signals import signals_wait
 from .state import check, saved
 from .thaw import FrozenModulePolicy, set_trainable
 from .transitions import Decision, Listener, Moment, Progress, Reason, Transition, decide
 from .view import ModelView
 
 Report = Callable[[int, str], None]
+# What entering a phase assigns, or changes in place if it is a list, a mapping or the progress.
+_CHANGING = (
+    "optimizer",
+    "lr_schedulers",
+    "scheduler_settings",
+    "group_names",
+    "progress",
+    "plan",
+    "frozen_values",
+    "saved_names",
+    "_first_optimizer",
+    "_lazy",
+    "_state",
+)
 
 
 class Session:
@@ -51,6 +69,7 @@ class Session:
         scheduler_settings: When the LR scheduler that a phase installed steps; ``None`` while the user's are in force.
         group_names: The names of each group's parameters, in the optimizer's order.
         progress: Where the session is.
+        before: What the session was before the transition that is being made, if one is.
     """
 
     def __init__(
@@ -81,6 +100,7 @@ class Session:
         self._state: PhaseState | None = None
         self._warmup = Warmup(optimizer)
         self._lazy = view.has_lazy
+        self.before: Before | None = None
         # Values from before their phase thawed them, of parameters that the best checkpoint leaves out.
         self.frozen_values: dict[str, torch.Tensor] = {}
         self.saved_names: frozenset[str] = frozenset()  # what the checkpoint restored last has
@@ -123,20 +143,83 @@ class Session:
             ScheduleError: ``phase`` is before the present phase or beyond the last one.
         """
         self._check_order(phase)
-        if self._lazy:
-            self._lazy, self.plan = self.view.has_lazy, self.plan.recounted(self.view.counted())
-        left, state = self.phase, self.plan.phases[phase]
-        for line, details in self._move(state):
-            self._report(logging.INFO, f"Phase {phase}: {line}")
-            self._report(logging.DEBUG, f"Phase {phase}: {details}")
-        self.progress.entry_epoch, self.progress.entry_step = moment.epoch, moment.step
-        share = state.trainable_count / max(self.plan.model_parameter_count, 1)
-        rates = tuple(learning_rates(self.optimizer))
-        transition = Transition(left, phase, reason, moment.epoch, moment.step, state.trainable_count, share, rates)
-        self._report(logging.INFO, str(transition))
-        for listener in self.listeners:
-            listener.on_transition(transition)
+        with self.transition():
+            if self._lazy:
+                self._lazy, self.plan = self.view.has_lazy, self.plan.recounted(self.view.counted())
+            left, state, groups_before = self.phase, self.plan.phases[phase], len(self.group_names)
+            replaced = self._move(state)
+            self.progress.entry_epoch, self.progress.entry_step = moment.epoch, moment.step
+            self.before = None  # it is done, for all who save and for what fails from here on
+            for line, details in replaced:
+                self._report(logging.INFO, f"Phase {phase}: {line}")
+                self._report(logging.DEBUG, f"Phase {phase}: {details}")
+            share = state.trainable_count / max(self.plan.model_parameter_count, 1)
+            rates = tuple(learning_rates(self.optimizer))
+            count, added = state.trainable_count, len(rates) - groups_before
+            transition = Transition(left, phase, reason, moment.epoch, moment.step, count, share, rates, added)
+            self._report(logging.INFO, str(transition))
+            for listener in self.listeners:
+                listener.on_transition(transition)
         return transition
+
+    @contextmanager
+    def transition(self, driver: Mapping[str, Any] | None = None) -> Iterator[Before]:
+        """Make a transition of what this block does: it is done, or it has not begun.
+
+        It is done when a phase has been entered, just before listeners are told. What fails earlier is taken back, and
+        until then :meth:`state_dict` returns what it was before. Handlers of signals, which may save, run after the
+        block. Inside another such block it changes nothing.
+
+        Args:
+            driver: What the driver of the session adds to its saved state at this moment.
+        """
+        if self.before is not None:
+            yield self.before
+            return
+        with signals_wait():
+            before = Before(self, driver or {})
+            try:
+                self.before = before
+                yield before
+            except BaseException:
+                if self.before is before:
+                    self._abandon(before)
+                raise
+            finally:
+                self.before = None
+
+    @contextmanager
+    def as_before(self) -> Iterator[None]:
+        """Bring back for a while, in the middle of a transition, what was before it, without the weights."""
+        if (before := self.before) is None:
+            yield
+            return
+        present = Before(self, {})
+        present.note(before.frozen, before.thawed)
+        before.restore()
+        try:
+            yield
+        finally:
+            present.restore()
+
+    def changing_fields(self) -> dict[str, Any]:
+        """Copy what entering a phase changes of the session itself, for :meth:`take_back`."""
+        copied = {name: getattr(self, name) for name in _CHANGING}
+        for name in ("lr_schedulers", "group_names", "progress", "frozen_values"):
+            copied[name] = copy.copy(copied[name])
+        return copied | {"ramps": self._warmup.ramps}
+
+    def take_back(self, fields: Mapping[str, Any]) -> None:
+        """Be again what :meth:`changing_fields` has copied."""
+        for name in _CHANGING:
+            setattr(self, name, copy.copy(fields[name]) if name == "progress" else fields[name])
+        self._warmup.go_on(self.optimizer, fields["ramps"])
+        self.modes.update()
+
+    def _abandon(self, before: Before) -> None:
+        before.restore()
+        for undo in reversed(before.undo):
+            undo()
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Continue where :meth:`state_dict` was taken: the groups of its phase are made at once.
@@ -156,9 +239,10 @@ class Session:
         self.progress = progress.progress
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, in plain Python values."""
-        groups = [self.view.expanded(names) for names in self.group_names]
-        return saved(self.progress, groups, self._warmup.state_dict())
+        """Return what a resumed run needs, in plain Python values; during a transition, what was before it."""
+        fields = self.changing_fields() if self.before is None else self.before.fields
+        groups = [self.view.expanded(names) for names in fields["group_names"]]
+        return saved(fields["progress"], groups, {phase: ramp.done for phase, ramp in fields["ramps"].items()})
 
     def optimizer_state_from(self, states: Mapping[str, Mapping[str, Any]], phase: int) -> dict[str, Any]:
         """Build the optimizer's ``state_dict`` for a return to an earlier moment.
@@ -243,6 +327,8 @@ class Session:
         named = {name: self.parameters[name] for name in thawed}
         for listener in self.listeners:
             listener.before_thaw(named)
+        if self.before is not None:
+            self.before.note(named.values(), (self.parameters[name] for name in frozen))
         set_trainable((self.parameters[name] for name in frozen), trainable=False)
         set_trainable(named.values(), trainable=True)
         if not target.keeps_frozen_state:

@@ -45,18 +45,13 @@ class Snapshot:
             moving: Frozen parameters that change without the optimizer.
         """
         states = state_by_name(optimizer.state_dict(), group_names)
-        copies: dict[int, torch.Tensor] = {}  # a buffer that several modules share is copied once
-        buffers = {}
-        for module, prefix, name in _persistent_buffers(view.model):
-            buffer = getattr(module, name)
-            buffers[prefix + name] = copies.setdefault(id(buffer), buffer.detach().clone())
         return cls(
             weights={
                 name: parameter.detach().clone()
                 for name, parameter in view.trained.items()
                 if parameter.requires_grad or name in moving
             },
-            buffers=buffers,
+            buffers=_copied_buffers(view),
             optimizer_states=_cloned(states),
         )
 
@@ -84,6 +79,11 @@ class Snapshot:
             else:
                 setattr(module, name, copies.setdefault(id(saved), saved.clone()))
 
+    def present(self, view: ModelView) -> Snapshot:
+        """Copy the present values of what :meth:`restore` changes of the model."""
+        weights = {name: view.trained[name].detach().clone() for name in self.weights}
+        return Snapshot(weights, _copied_buffers(view), {})
+
     def copied_optimizer_states(self) -> dict[str, dict[str, Any]]:
         """Copy the optimizer's state by parameter name, for an optimizer that will change it in place."""
         return _cloned(self.optimizer_states)
@@ -96,6 +96,15 @@ def _cloned(states: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
         }
         for name, state in states.items()
     }
+
+
+def _copied_buffers(view: ModelView) -> dict[str, torch.Tensor]:
+    copies: dict[int, torch.Tensor] = {}  # a buffer that several modules share is copied once
+    buffers = {}
+    for module, prefix, name in _persistent_buffers(view.model):
+        buffer = getattr(module, name)
+        buffers[prefix + name] = copies.setdefault(id(buffer), buffer.detach().clone())
+    return buffers
 
 
 def _persistent_buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

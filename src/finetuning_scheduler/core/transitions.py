@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from torch import nn
 
 from .schedule.model import Phase
+
+_FEW_GROUPS = 8  # whose learning rates a line lists
 
 
 class Reason(str, Enum):
@@ -84,7 +86,12 @@ def decide(limits: Phase, progress: Progress, moment: Moment) -> Decision:
 
 @dataclass(frozen=True)
 class Transition:
-    """A phase entered: what ended the one before and what is trainable now."""
+    """A phase entered: what ended the one before and what is trainable now.
+
+    Attributes:
+        learning_rates: Of all groups; ``None`` under an optimizer that has none.
+        new_groups: How many of these, the last ones, the transition has added.
+    """
 
     left: int
     entered: int
@@ -94,13 +101,29 @@ class Transition:
     trainable: int
     share: float
     learning_rates: tuple[float | None, ...]
+    new_groups: int = 0
 
     def __str__(self) -> str:
-        rates = ", ".join("none" if lr is None else f"{lr:g}" for lr in self.learning_rates)
         return (
             f"Phase {self.left} -> {self.entered} ({self.reason.value}) at epoch {self.epoch}, step {self.step}: "
-            f"{self.trainable:,} parameters trainable ({self.share:.2%}), learning rates [{rates}]"
+            f"{self.trainable:,} parameters trainable ({self.share:.2%}), learning rates {self._rates()}"
         )
+
+    def _rates(self) -> str:
+        """Say the groups' learning rates, of many groups those of the new ones only: each line tells what changes."""
+        if len(self.learning_rates) <= _FEW_GROUPS:
+            return _listed(self.learning_rates)
+        first_new = len(self.learning_rates) - self.new_groups
+        older = [lr for lr in self.learning_rates[:first_new] if lr is not None]
+        said = [f"{_listed(self.learning_rates[first_new:])} in new groups"] if self.new_groups else []
+        if older:
+            low, high = f"{min(older):g}", f"{max(older):g}"
+            said.append(f"{low if low == high else f'{low} to {high}'} in {len(older)} others")
+        return ", ".join(said) or "none"
+
+
+def _listed(rates: Sequence[float | None]) -> str:
+    return f"[{', '.join('none' if lr is None else f'{lr:g}' for lr in rates)}]"
 
 
 class Listener:

@@ -13,7 +13,9 @@ from ..steps import stepping
 
 
 @dataclass
-class _Ramp:
+class Ramp:
+    """A warm-up in progress: of which groups, over how many steps, and how many of these are done."""
+
     group_indices: Sequence[int]
     steps: int
     done: int = 0
@@ -28,13 +30,13 @@ class Warmup:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self._ramps: dict[int, _Ramp] = {}
+        self._ramps: dict[int, Ramp] = {}
         self._unscaled: dict[int, Any] = {}
         self._handles: list[RemovableHandle] = []
 
     def start(self, phase: int, group_indices: Sequence[int], steps: int) -> None:
         """Begin a phase's ramp over ``steps`` optimizer steps of the groups at these positions."""
-        self._ramps[phase] = _Ramp(group_indices, steps)
+        self._ramps[phase] = Ramp(group_indices, steps)
         self.attach(self._optimizer)
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -44,12 +46,11 @@ class Warmup:
         self._optimizer = optimizer
         if self._ramps:
             inner = stepping(optimizer) or optimizer  # a wrapper has the groups of the one inside, but no hooks
-            self._handles = [
-                inner.register_step_pre_hook(self._scale),
-                inner.register_step_post_hook(self._step_done),
-                # An exception in a step must not leave scaled learning rates in what is saved because of it.
-                inner.register_state_dict_pre_hook(lambda _: self.settle()),
-            ]
+            # One by one: what is attached is known, and detached, if attaching the next one fails.
+            self._handles.append(inner.register_step_pre_hook(self._scale))
+            self._handles.append(inner.register_step_post_hook(self._step_done))
+            # An exception in a step must not leave scaled learning rates in what is saved because of it.
+            self._handles.append(inner.register_state_dict_pre_hook(lambda _: self.settle()))
 
     def settle(self) -> None:
         """Undo a scaling that an exception in the middle of a step left behind."""
@@ -57,12 +58,18 @@ class Warmup:
             self._optimizer.param_groups[index]["lr"] = lr
         self._unscaled.clear()
 
-    def state_dict(self) -> dict[int, int]:
-        """Return how many steps each ramp in progress has behind it, by phase."""
-        return {phase: ramp.done for phase, ramp in self._ramps.items()}
+    @property
+    def ramps(self) -> dict[int, Ramp]:
+        """Copy the ramps in progress, by phase."""
+        return dict(self._ramps)
+
+    def go_on(self, optimizer: Optimizer, ramps: Mapping[int, Ramp]) -> None:
+        """Go on with these ramps and this optimizer."""
+        self._ramps = dict(ramps)
+        self.attach(optimizer)
 
     def load_state_dict(self, done: Mapping[int, int]) -> None:
-        """Go on where :meth:`state_dict` was taken, all ramps having been started again."""
+        """Go on with so many steps done, by phase, all ramps having been started again."""
         self._ramps = {phase: ramp for phase, ramp in self._ramps.items() if phase in done}
         for phase, ramp in self._ramps.items():
             ramp.done = done[phase]
