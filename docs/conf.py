@@ -23,6 +23,8 @@ default_role = "code"  # docstrings write `name` as Markdown does
 html_theme = "furo"
 html_title = "Fine-Tuning Scheduler"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 
 myst_heading_anchors = 3
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from fts_examples._text_data import Batch, DataError, Label, Row, load_tokenizer, read_rows, tokenized
 
 HUB_DATASET = "aps/super_glue"
+_LEAST_TOKENS = 3  # two that mark the ends, and one of the text
 FILES = {"train": ("train.jsonl",), "validation": ("val.jsonl", "validation.jsonl")}
 
 TaskName = Literal["rte", "boolq"]
@@ -52,7 +53,7 @@ class RteBoolqDataModule(L.LightningDataModule):
         tokenizers_parallelism: Let the tokenizer use threads; ``False`` avoids its warning with ``num_workers``.
 
     Raises:
-        DataError: In `setup`; a file or a row of it cannot be used.
+        DataError: There is no such task, or no text fits; in `setup`, a file or a row of it cannot be used.
         ModelError: In `setup`; there is no tokenizer.
     """
 
@@ -68,6 +69,10 @@ class RteBoolqDataModule(L.LightningDataModule):
         tokenizers_parallelism: bool = True,
     ) -> None:
         super().__init__()
+        if task_name not in (None, *TASKS):
+            raise DataError(f"expected `task_name` to be one of {', '.join(TASKS)}, got {task_name!r}")
+        if max_seq_length < _LEAST_TOKENS:
+            raise DataError(f"expected `max_seq_length` to be {_LEAST_TOKENS} or more, got {max_seq_length}")
         self.model_name_or_path = model_name_or_path
         self.task = TASKS[task_name or "rte"]
         self.task_name = task_name or "rte"
@@ -140,7 +145,7 @@ def local_files(folder: Path, task: Task) -> dict[str, Path]:
     found = {split: [home / name for name in names if (home / name).is_file()] for split, names in FILES.items()}
     for split, paths in found.items():
         if not paths:
-            there = ", ".join(sorted(path.name for path in home.iterdir())) if home.is_dir() else "no such folder"
+            there = ", ".join(sorted(path.name for path in home.iterdir())) if home.is_dir() else "no folder"
             raise DataError(
                 f"{home}: expected {' or '.join(FILES[split])}, got: {there or 'an empty folder'}. Fix: Unpack "
                 f"SuperGLUE's archive of {task.folder} and give its folder as --data.init_args.data_dir."

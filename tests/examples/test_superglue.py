@@ -300,7 +300,7 @@ def unknown_phase(tmp_path: Path, folder: Path) -> list[str]:
 
 
 PROBLEMS: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
-    "no data": (without_data, "{tmp_path}/nowhere: expected train.jsonl, got: no such folder. Fix: Unpack "),
+    "no data": (without_data, "{tmp_path}/nowhere: expected train.jsonl, got: no folder. Fix: Unpack "),
     "no validation": (
         without_validation,
         "{tmp_path}/RTE: expected val.jsonl or validation.jsonl, got: train.jsonl. Fix: Unpack ",
@@ -460,3 +460,15 @@ def test_a_checkpoint_of_the_command_line_is_loaded_without_it(
     module = RteBoolqModule.load_from_checkpoint(path, weights_only=True)
     weights = torch.load(path, weights_only=True)["state_dict"]
     torch.testing.assert_close(module.state_dict(), weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task_name": "cb"}, "expected `task_name` to be one of rte, boolq, got 'cb'"),
+        ({"max_seq_length": 0}, "expected `max_seq_length` to be 3 or more, got 0"),
+    ],
+)
+def test_arguments_of_the_data_are_checked_at_once(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        RteBoolqDataModule(**arguments)
