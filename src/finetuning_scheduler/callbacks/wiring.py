@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-from torch import Tensor
 
 from .._lightning import (
     Callback,
@@ -168,8 +167,10 @@ def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     return wiring
 
 
-def _differ(score: Tensor | None, met: Tensor | None) -> bool:
-    return score is not None and (met is None or float(score) != float(met))
+def _differ(score: Any, met: Any) -> bool:
+    if score is None:
+        return False
+    return met is None or (float(score) != float(met) and not (math.isnan(score) and math.isnan(met)))
 
 
 def _state_of(driver: Callback, states: Mapping[Any, Any]) -> Mapping[str, Any] | None:
