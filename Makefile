@@ -22,14 +22,16 @@ coverage: $(INSTALLED)  ## all tests with branch coverage: a report, with the li
 	$(BIN)/python -m coverage report --omit='*/core/*'
 	$(BIN)/python -m coverage report --include='*/core/*'
 
-check: $(INSTALLED)  ## lint, format, types, import directions
+check: $(INSTALLED)  ## lint, format, types, import directions, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
 
-docs: $(INSTALLED)  ## the documentation, as docs/_build/index.html
+docs: $(INSTALLED)  ## the documentation, as docs/_build/index.html, and a look whether its links lead anywhere
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build
+	$(BIN)/linkchecker --no-status docs/_build/index.html
 
 package:  ## sdist and wheel in dist/, the wheel tried in a fresh environment
 	rm -rf dist build/tools build/trial

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
 from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,15 +26,19 @@ from ._lightning import (
     Trainer,
     around_setup,
     is_search_checkpoint,
+    loaded_optimizer_state,
     loading_with,
     remember,
     scheduler_step_of,
 )
 from ._source import read_source, save
 from ._trainer import TrainerRanks, adapted, as_misconfiguration
+from .callbacks.files import is_remote
 from .callbacks.wiring import Wiring
+from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
 from .core.optim.schedulers import Step, growth_failure, is_supported
+from .core.optim.states import state_problems
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
 from .core.schedule.generate import generate
@@ -42,7 +47,7 @@ from .core.session import Session
 from .core.thaw import set_trainable
 from .core.transitions import Listener, Moment
 from .core.view import ModelView
-from .errors import CheckpointError, Problem, joined
+from .errors import CheckpointError, Problem, in_file, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
@@ -56,6 +61,7 @@ OWN_STATE = (
     "judged_step",
     "judges_validation",
 )
+_OTHER_PACKAGE_KEY = "fts_metadata"  # in the state that the other package of this name (2.x) saves
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
@@ -286,13 +292,35 @@ class Entry:
             # The checkpoint is not known yet: the strategy loads it later.
             self.session.begin(moment)
             self._hooked.enter_context(loading_with(self.trainer.strategy, self._resume_late))
-        elif self.loaded is None:
-            self._refuse_foreign_checkpoint(self.resumed_from)
+            return
+        self._refuse_foreign_checkpoint(self.resumed_from)
+        if self.loaded is None:
             self.session.begin(moment)
-            self.carried_on = True
         else:
-            self.session.resume(_session_state(self.loaded))
-            self.carried_on = True
+            with in_file(self.resumed_from):
+                self.session.resume(_session_state(self.loaded))
+                self._check_optimizer_state()
+        self.carried_on = True
+
+    def _check_optimizer_state(self) -> None:
+        """Find, before it is loaded, what of a checkpoint's optimizer state does not fit the optimizer."""
+        stored = loaded_optimizer_state(self.trainer) if self.resumed_from is not None else None
+        if stored is not None and (
+            problems := state_problems(self.session.optimizer, self.session.group_names, stored)
+        ):
+            raise CheckpointError(problems)
+
+    def refuse_damaged(self, path: object) -> None:
+        """Raise an error for a file to resume from that is not what was written, as far as it tells by itself.
+
+        Raises:
+            CheckpointError: The checksums in it do not match its content.
+        """
+        if path is None or is_remote(path) or is_search_checkpoint(path):
+            return
+        if damaged := self.ranks.from_zero(lambda: damaged_parts(Path(str(path)))):
+            message = f"expected the content that was written, got other checksums of {', '.join(damaged)}"
+            raise CheckpointError(Problem(message, fix="Resume from another checkpoint: this file has been damaged."))
 
     def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
@@ -301,24 +329,33 @@ class Entry:
             self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
             self.resumed_from = path
             self._refuse_foreign_checkpoint(path)
-            self.session.resume(_session_state(self.loaded or {}))
+            with in_file(path):
+                self.session.resume(_session_state(self.loaded or {}))
             self.carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
 
     def _refuse_foreign_checkpoint(self, path: object) -> None:
-        if self.loaded is None and path is not None:
+        """Refuse to resume from a file that another program has written, with its name and what can be done with it."""
+        if path is None or (self.loaded is not None and _OTHER_PACKAGE_KEY not in self.loaded):
+            return
+        if self.loaded is None:
             message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
             fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
-            raise CheckpointError(Problem(message, fix=fix))
+        else:
+            other = f"{path}, which the 2.x package of its name has"
+            message = f"expected a checkpoint that this package has written, got {other}"
+            fix = "Load its weights with `load_from_checkpoint` and start a new fit, without `ckpt_path`."
+        raise CheckpointError(Problem(message, fix=fix))
 
     def settle(self) -> None:
         """Resume at last, if nothing has been loaded by the time that training starts."""
         if self.carried_on:
             return
         with as_misconfiguration():
-            if self.loaded is not None:
-                self.session.resume(_session_state(self.loaded))
             self._refuse_foreign_checkpoint(self.resumed_from)
+            if self.loaded is not None:
+                with in_file(self.resumed_from):
+                    self.session.resume(_session_state(self.loaded))
 
 
 def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:

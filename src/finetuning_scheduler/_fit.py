@@ -26,6 +26,7 @@ from ._lightning import (
 )
 from ._trainer import as_misconfiguration, visible_messages
 from .callbacks.best import restore_best
+from .callbacks.saved_states import SavedScheduling
 from .callbacks.wiring import Wiring
 from .core.session import Session
 from .core.signals import signals_wait
@@ -88,6 +89,7 @@ class Fit(Listener):
         # Before the transition that is being made: early stopping's state, and what installs optimizer and schedulers.
         self._scores_before: dict[str, Any] = {}
         self._install_before: Callable[[], None] = installer(trainer)
+        self._told_of_no_score = False
 
     @property
     def session(self) -> Session:
@@ -126,7 +128,9 @@ class Fit(Listener):
         trainer = self.trainer
         if self.entry.loaded is not None:
             metrics = self.entry.loaded.get("metrics", {})
-            trainer.callback_metrics.update({name: _metric(value) for name, value in metrics.items()})
+            saved = SavedScheduling(metrics=metrics).metrics
+            tensors = {name: each if isinstance(each, torch.Tensor) else each.tensor for name, each in saved.items()}
+            trainer.callback_metrics.update(tensors)
             self._owed = self.entry.loaded.get("owed")
             self._catch_up(self.entry.loaded)
         is_over = self.entry.loaded is not None and self.entry.loaded.get("epoch_is_over", False)
@@ -313,11 +317,18 @@ class Fit(Listener):
             self.report(logging.INFO, message)
             return
 
-        def load(path: str, weights_only: bool) -> None:
-            self.adapter.restore(path, self.session, self.owner.state_key, weights_only=weights_only)
+        def load(path: str) -> None:
+            self.adapter.restore(path, self.session, self.owner.state_key)
 
+        # A copy of the best state in memory would be asked first here.
         with as_misconfiguration():
-            restore_best(checkpoint, load)
+            restored = restore_best(checkpoint, load, self.entry.ranks, self.report)
+        if not restored and not self._told_of_no_score:
+            self._told_of_no_score = True
+            message = (
+                f"No checkpoint has a finite {checkpoint.monitor!r}: phases start from present weights until one has."
+            )
+            self.report(logging.WARNING, message)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a resumed run continues from."""
@@ -438,9 +449,3 @@ class Fit(Listener):
 def _plain_metric(metric: torch.Tensor) -> dict[str, Any]:
     """Write a scalar as plain values; its precision decides how it compares with later ones."""
     return {"value": metric.item(), "dtype": str(metric.dtype).removeprefix("torch.")}
-
-
-def _metric(saved: Mapping[str, Any] | torch.Tensor) -> torch.Tensor:
-    if isinstance(saved, torch.Tensor):  # written before metrics were saved as plain values
-        return saved
-    return torch.tensor(saved["value"], dtype=getattr(torch, saved["dtype"]))

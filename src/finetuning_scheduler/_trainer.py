@@ -69,7 +69,7 @@ def adapted(choice: AdapterChoice, trainer: Trainer, module: LightningModule, ho
     """
     with as_misconfiguration():
         adapter = make_adapter(trainer, choice.custom_strategy_adapters, choice.strategy_adapter_cfg)
-    adapter.connect(trainer)
+        adapter.connect(trainer)
     hooked.callback(adapter.on_set_up)
 
     def configured() -> None:

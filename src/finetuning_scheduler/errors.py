@@ -14,8 +14,9 @@ Every error holds all the problems that were found. When they are of several kin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 MAX_PROBLEMS = 5_000  # that are looked for; nobody reads more
@@ -36,7 +37,10 @@ class Problem:
 
     @property
     def where(self) -> str:
-        """The place, as far as it is known: `file.yaml:12, phase 2, selector 'x.y'`."""
+        """The place, as far as it is known.
+
+        For example `file.yaml:12, phase 2, selector 'x.y'`.
+        """
         parts = []
         if self.source is not None:
             parts.append(self.source if self.line is None else f"{self.source}:{self.line}")
@@ -102,6 +106,19 @@ class OptimizerError(ScheduleError):
 
 class CheckpointError(ScheduleError):
     """A checkpoint that is missing, unreadable, or was written without this package."""
+
+
+@contextmanager
+def in_file(path: object) -> Iterator[None]:
+    """Let the problems of a checkpoint's content tell which file it is."""
+    try:
+        yield
+    except CheckpointError as error:
+        if path is None:
+            raise
+        raise CheckpointError(
+            [replace(problem, source=problem.source or str(path)) for problem in error.problems]
+        ) from error
 
 
 def joined(errors: Sequence[ScheduleError]) -> ScheduleError:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal
 
 from ._entry import NOT_BEGUN
@@ -20,10 +21,12 @@ from ._lightning import (
     remembered,
 )
 from ._trainer import adapted, as_misconfiguration
+from .callbacks.files import complete_checkpoints
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
 from .core.schedule.schedule import Schedule
 from .core.transitions import Reason
+from .errors import in_file
 from .strategy_adapters import StrategyAdapter
 
 log = logging.getLogger("finetuning_scheduler")
@@ -55,7 +58,7 @@ class FinetuningScheduler(AttachableCallback):
     fit has made of them.
 
     Args:
-        ft_schedule: Path of a YAML schedule, a mapping, or a :class:`Schedule`; ``None`` generates a schedule of two
+        ft_schedule: Path of a YAML schedule, a mapping, or a :class:`.Schedule`; ``None`` generates a schedule of two
             parameter tensors a phase, from the model's last to its first.
         gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``.
         epoch_transitions_only: Ignore running out of patience; every phase needs an epoch or step limit.
@@ -80,7 +83,8 @@ class FinetuningScheduler(AttachableCallback):
 
     def __init__(
         self,
-        ft_schedule: Schedule | dict[Any, Any] | str | PathLike[str] | None = None,
+        # `Path` tells LightningCLI to leave a path alone: it would read the file itself, and lines could not be named.
+        ft_schedule: Schedule | dict[Any, Any] | str | Path | PathLike[str] | None = None,
         max_depth: int = -1,
         base_max_lr: float | None = 1e-5,
         restore_best: bool = True,
@@ -122,6 +126,7 @@ class FinetuningScheduler(AttachableCallback):
         self.log_dir = log_dir
         self._wiring = Wiring()
         self._adapted = ExitStack()  # what is lent to a strategy for a validation, test or prediction
+        self._files = ExitStack()  # how the strategy writes checkpoints
 
     @property
     def curr_depth(self) -> int:
@@ -150,7 +155,7 @@ class FinetuningScheduler(AttachableCallback):
 
     @property
     def judgements(self) -> Sequence[Judgement]:
-        """Of each phase so far, which parameters a gradient has reached; see :class:`.core.gradients.Judgement`."""
+        """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
 
     def should_transition(self, trainer: Trainer) -> bool:
@@ -199,11 +204,14 @@ class FinetuningScheduler(AttachableCallback):
         """Put the multi-phase callbacks in place while the user's own are still as the user made them."""
         refuse_other_package(trainer)
         self._wiring.undo(trainer)
+        self._files.close()
         if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
             return
         self._wiring = wire(trainer, early_stopping=not self.epoch_transitions_only, checkpoint=self.restore_best)
         continues = self._earlier_fit(trainer, trainer.lightning_module) is not None
-        self._wiring.begin(self, trainer, ends_phases=not self.epoch_transitions_only, forget=not continues)
+        ends_phases = not self.epoch_transitions_only
+        restores = self.restore_best
+        self._wiring.begin(self, trainer, ends_phases=ends_phases, restores_best=restores, forget=not continues)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module.
@@ -220,6 +228,7 @@ class FinetuningScheduler(AttachableCallback):
         earlier = self._earlier_fit(trainer, pl_module)
         continued = None if earlier is None else earlier.state_dict() or None
         log.setLevel(self.logging_level)
+        self._files.enter_context(complete_checkpoints(trainer.strategy))
         self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -275,6 +284,7 @@ class FinetuningScheduler(AttachableCallback):
         if self._fit is not None and stage == "fit":
             self._fit.end()
             self._wiring.undo(trainer)
+            self._files.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a resumed run continues from."""
@@ -289,7 +299,9 @@ class FinetuningScheduler(AttachableCallback):
         """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
         if self._fit is not None and trainer.state.fn == TrainerFn.FITTING:
             self._fit.entry.load(None)
-            self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
+            with as_misconfiguration(), in_file(trainer.ckpt_path):
+                self._fit.entry.refuse_damaged(trainer.ckpt_path)
+                self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep a checkpoint's progress for the fit that is about to start."""

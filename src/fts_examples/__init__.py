@@ -1,1 +1,1 @@
-"""Runnable examples: ``python -m fts_examples.digits``, ``python -m fts_examples.text_classification``."""
+"""Runnable examples: digits, text classification, SuperGLUE, the LP-FT study, model parallel; a memory profiler."""

@@ -52,6 +52,17 @@ class Outcome:
     phases: Sequence[PhaseRecord] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A session that is over; ``processor_seconds`` is the time of this process on any processor."""
+
+    trainer: L.Trainer
+    epochs: int
+    seconds: float
+    processor_seconds: float
+    phases: Sequence[PhaseRecord]
+
+
 class PhaseLog(Callback):
     """Keep a record of each phase that is trained; without a schedule the whole session is phase 0.
 
@@ -103,17 +114,29 @@ def train_and_test(
 
     ``module`` logs ``val_loss`` in validation and ``test_accuracy`` in testing.
     """
+    with without_advice():
+        trained = train(way, module, data, settings, scheduler)
+        [metrics] = trained.trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)
+    return Outcome(way, metrics["test_accuracy"], trained.epochs, trained.seconds, trained.phases)
+
+
+def train(
+    way: str,
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    settings: Settings,
+    scheduler: FinetuningScheduler | None = None,
+) -> Trained:
+    """Train ``module``, with ``scheduler`` if there is one; ``module`` logs ``val_loss`` in validation."""
     L.seed_everything(settings.seed, verbose=False)
     early_stopping, checkpoint = best_and_stop(settings, scheduled=scheduler is not None)
     phases = PhaseLog(early_stopping, scheduler)
     callbacks = [phases, early_stopping, checkpoint] + ([] if scheduler is None else [scheduler])
-    with without_advice():
-        trainer = make_trainer(settings, way, callbacks)
-        start = time.perf_counter()
-        trainer.fit(module, datamodule=data)
-        seconds = time.perf_counter() - start
-        [metrics] = trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)
-    return Outcome(way, metrics["test_accuracy"], trainer.current_epoch, seconds, phases.records)
+    trainer = make_trainer(settings, way, callbacks)
+    start, processor_start = time.perf_counter(), time.process_time()
+    trainer.fit(module, datamodule=data)
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
+    return Trained(trainer, trainer.current_epoch, seconds, processor_seconds, phases.records)
 
 
 def best_and_stop(settings: Settings, *, scheduled: bool) -> tuple[EarlyStopping, ModelCheckpoint]:

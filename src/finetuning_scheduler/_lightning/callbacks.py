@@ -98,14 +98,45 @@ class InspectableEarlyStopping(EarlyStopping):
 
 
 class NotifyingModelCheckpoint(ModelCheckpoint):
-    """``ModelCheckpoint`` that tells a subclass of each file it is about to write."""
+    """``ModelCheckpoint`` that tells a subclass of each file it writes.
+
+    With ``save_last`` it removes a checkpoint that is no longer among the best when the last one has been written anew:
+    until then that one tells a run that is resumed from it of the removed one.
+    """
+
+    _outdated: tuple[str, ...] = ()
+    _last_follows = False
 
     def before_save(self, filepath: str) -> None:
         """Called with the path of a checkpoint about to be written, when the best path is already up to date."""
 
+    def after_save(self, trainer: Trainer, filepath: str) -> None:
+        """Called by every rank when a checkpoint has been written, before another is removed for it."""
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.before_save(filepath)
         super()._save_checkpoint(trainer, filepath)
+        self.after_save(trainer, filepath)
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        self._last_follows = bool(self.save_last)
+        try:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        finally:
+            self._last_follows = False
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        outdated, self._outdated = self._outdated, ()
+        for filepath in outdated:
+            if filepath not in self.best_k_models:
+                super()._remove_checkpoint(trainer, filepath)
+
+    def _remove_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if self._last_follows:
+            self._outdated = (*self._outdated, filepath)
+        else:
+            super()._remove_checkpoint(trainer, filepath)
 
 
 @contextmanager

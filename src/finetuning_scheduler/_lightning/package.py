@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+    from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
     from lightning.pytorch.strategies import (
         DDPStrategy,
         DeepSpeedStrategy,
@@ -38,6 +39,8 @@ else:
     _name = _package()
     pl = importlib.import_module(_name)
     EarlyStoppingReason = importlib.import_module(f"{_name}.callbacks.early_stopping").EarlyStoppingReason
+    _io = importlib.import_module(f"{_name}.plugins.io")
+    AsyncCheckpointIO, TorchCheckpointIO = _io.AsyncCheckpointIO, _io.TorchCheckpointIO
     _strategies = importlib.import_module(f"{_name}.strategies")
     DDPStrategy, DeepSpeedStrategy = _strategies.DDPStrategy, _strategies.DeepSpeedStrategy
     FSDPStrategy, ModelParallelStrategy = _strategies.FSDPStrategy, _strategies.ModelParallelStrategy
@@ -47,14 +50,17 @@ else:
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
 
 Callback = pl.Callback
+LightningDataModule = pl.LightningDataModule
 LightningModule = pl.LightningModule
 Trainer = pl.Trainer
 EarlyStopping = pl.callbacks.EarlyStopping
 ModelCheckpoint = pl.callbacks.ModelCheckpoint
 ModelPruning = pl.callbacks.ModelPruning
 StochasticWeightAveraging = pl.callbacks.StochasticWeightAveraging
+WeightAveraging = pl.callbacks.WeightAveraging
 
 __all__ = [
+    "AsyncCheckpointIO",
     "Callback",
     "DDPStrategy",
     "DeepSpeedStrategy",
@@ -62,6 +68,7 @@ __all__ = [
     "EarlyStoppingReason",
     "FSDPStrategy",
     "LRSchedulerConfig",
+    "LightningDataModule",
     "LightningModule",
     "MisconfigurationException",
     "ModelCheckpoint",
@@ -70,7 +77,9 @@ __all__ = [
     "SingleDeviceStrategy",
     "StochasticWeightAveraging",
     "Strategy",
+    "TorchCheckpointIO",
     "Trainer",
     "TrainerFn",
+    "WeightAveraging",
     "pl",
 ]

@@ -18,6 +18,7 @@ from .package import (
     DDPStrategy,
     EarlyStopping,
     FSDPStrategy,
+    LightningDataModule,
     LightningModule,
     LRSchedulerConfig,
     ModelCheckpoint,
@@ -43,6 +44,18 @@ def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) ->
         connector._loaded_checkpoint = previous
 
 
+def datamodule_of(trainer: Trainer) -> LightningDataModule | None:
+    """Return the datamodule of a fit, if it has one."""
+    datamodule: LightningDataModule | None = trainer.datamodule  # type: ignore[attr-defined]  # set by a connector
+    return datamodule
+
+
+def loaded_optimizer_state(trainer: Trainer) -> object:
+    """Return what a checkpoint that is being resumed from has for the only optimizer; ``None`` if it has nothing."""
+    states = trainer._checkpoint_connector._loaded_checkpoint.get("optimizer_states")
+    return states[0] if isinstance(states, list) and states else None
+
+
 def _return_keepers_of_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Let callbacks that keep or rewrite weights, such as averages, return to a checkpoint's moment; others go on.
 
@@ -62,7 +75,7 @@ def _keeps_weights(callback: Callback, trainer: Trainer, checkpoint: Mapping[str
     if isinstance(callback, (AttachableCallback, EarlyStopping, ModelCheckpoint)):
         return False
     state = checkpoint["callbacks"].get(callback.state_key)
-    return _holds_weights(state, trainer) or _writes_weights(callback, trainer, checkpoint)
+    return holds_weights(state, trainer) or _writes_weights(callback, trainer, checkpoint)
 
 
 def _writes_weights(callback: Callback, trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
@@ -78,10 +91,10 @@ def _writes_weights(callback: Callback, trainer: Trainer, checkpoint: Mapping[st
     rewritten = written.keys() != weights.keys() or any(written[name] is not weights[name] for name in weights)
     added = [value for key, value in saved.items() if value is not before.get(key)]
     # Under some strategies rank zero alone sees the weights; what the callback does next may need all ranks.
-    return trainer.strategy.reduce_boolean_decision(rewritten or _holds_weights(added, trainer), all=False)
+    return trainer.strategy.reduce_boolean_decision(rewritten or holds_weights(added, trainer), all=False)
 
 
-def _holds_weights(value: object, trainer: Trainer) -> bool:
+def holds_weights(value: object, trainer: Trainer) -> bool:
     """Whether a value of a checkpoint has a tensor for each of those that the optimizer's first group trains.
 
     They train from the start, so that who averages anything averages them. Other tensors of a callback, such as

@@ -1,49 +1,119 @@
-"""Find the best checkpoint and have it restored; say what to do when that fails."""
+"""Choose the checkpoint to restore and have it restored; say what to do when that fails."""
 
 from __future__ import annotations
 
-import pickle
+import errno
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from ..core.ranks import Ranks
 from ..errors import CheckpointError, Problem
 from .checkpoint import FTSCheckpoint
+from .files import is_remote
 
 
-def restore_best(checkpoint_callback: FTSCheckpoint, load: Callable[[str, bool], None]) -> None:
-    """Restore the best checkpoint.
+@dataclass(frozen=True)
+class Choice:
+    """What rank zero has found.
+
+    Attributes:
+        path: The checkpoint to restore; ``None`` if none has a finite score.
+        changed: Better ones that are not what was written.
+    """
+
+    path: str | None
+    changed: tuple[str, ...]
+
+
+def restore_best(
+    saving: FTSCheckpoint, load: Callable[[str], None], ranks: Ranks, report: Callable[[int, str], None]
+) -> bool:
+    """Restore the best checkpoint that still holds what was written; return whether there is one.
 
     Args:
-        checkpoint_callback: Knows the path of the best checkpoint, which must not be empty.
-        load: Loads a path's checkpoint; the second argument is whether it may hold tensors and plain values only.
+        saving: Knows the paths and contents of the kept checkpoints; that of the best must not be empty.
+        load: Loads a path's checkpoint.
+        ranks: The processes, all of which call this.
+        report: Where messages go.
 
     Raises:
-        CheckpointError: The file is gone or cannot be loaded.
+        CheckpointError: The best file is gone, none is as it was written, or one that is cannot be loaded.
     """
-    path = checkpoint_callback.best_model_path
+    choice = ranks.from_zero(lambda: choose(saving))
+    if choice.changed:
+        saving.drop(choice.changed)
+        report(logging.WARNING, f"{_changed(choice.changed)}: the next best, {choice.path}, is restored instead.")
+    if choice.path is None:
+        return False
     try:
-        try:
-            load(path, True)
-        except pickle.UnpicklingError:
-            # The user's hyper-parameters may hold objects that a weights-only load refuses. What this process has
-            # written itself is safe to load with them.
-            if not checkpoint_callback.was_written_here(path):
-                raise
-            load(path, False)
+        load(choice.path)
     except CheckpointError:
         raise
     except Exception as error:
-        raise _unusable(checkpoint_callback, error) from error
+        if ran_out_of_memory(error):
+            message = (
+                f"not enough memory to restore the best checkpoint {choice.path} ({type(error).__name__}: {error})"
+            )
+            fix = (
+                f"Free memory and resume with trainer.fit(model, ckpt_path={choice.path!r}), or use restore_best=False."
+            )
+            raise CheckpointError(Problem(message, fix=fix)) from error
+        raise _unusable(saving, choice.path, f"cannot be read ({_said(error)})") from error
+    return True
 
 
-def _unusable(checkpoint_callback: FTSCheckpoint, error: Exception) -> CheckpointError:
-    path = checkpoint_callback.best_model_path
-    others = [p for p in checkpoint_callback.ranked_paths() if p != path and Path(p).exists()]
-    others += [p for p in (checkpoint_callback.last_model_path,) if p and p != path and Path(p).exists()]
-    reason = "is gone" if not Path(path).exists() else f"cannot be read ({type(error).__name__}: {error})"
-    fix = (
-        f"The next best is {others[0]}; resume from it with trainer.fit(model, ckpt_path={others[0]!r})."
-        if others
-        else "There is no other checkpoint to resume from."
-    )
-    return CheckpointError(Problem(f"the best checkpoint {path} {reason}", fix=fix))
+def choose(saving: FTSCheckpoint) -> Choice:
+    """Find the best checkpoint that holds what was written; the files alone are looked at.
+
+    Raises:
+        CheckpointError: The best file is gone, or none is as it was written.
+    """
+    best = saving.best_model_path
+    if not is_remote(best) and not Path(best).exists():
+        raise _unusable(saving, best, "is gone")
+    changed: list[str] = []
+    finite = [best] if saving.best_is_finite else []
+    for path in dict.fromkeys([*finite, *saving.ranked_paths()]):
+        if saving.holds_what_was_written(path):
+            return Choice(path, tuple(changed))
+        changed.append(path)
+    if changed:
+        raise CheckpointError(Problem(_changed(changed), fix=_way_on(saving, changed)))
+    return Choice(None, ())
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of a device or of the machine, did not suffice."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of PyTorch's, on the CPU
+
+
+def _said(error: Exception) -> str:
+    """Say what an error says, but for PyTorch's advice to unpickle the file in full."""
+    advice = "weights_only" in str(error)
+    return f"{type(error).__name__}: {'it holds more than tensors and plain values' if advice else error}"
+
+
+def _changed(paths: list[str] | tuple[str, ...]) -> str:
+    if len(paths) == 1:
+        return f"The best checkpoint {paths[0]} is no longer what was written"
+    return f"The best checkpoint {paths[0]} and the next best {', '.join(paths[1:])} are no longer what was written"
+
+
+def _unusable(saving: FTSCheckpoint, path: str, reason: str) -> CheckpointError:
+    return CheckpointError(Problem(f"the best checkpoint {path} {reason}", fix=_way_on(saving, [path])))
+
+
+def _way_on(saving: FTSCheckpoint, without: list[str]) -> str:
+    candidates = [*saving.ranked_paths(), saving.last_model_path]
+    others = [path for path in candidates if path and path not in without and Path(path).exists()]
+    if not others:
+        return "There is no other checkpoint to resume from."
+    return f"The next best is {others[0]}; resume from it with trainer.fit(model, ckpt_path={others[0]!r})."

@@ -1,14 +1,19 @@
-"""Checkpoints that know the phase they were written in."""
+"""Checkpoints that know the phase they were written in, and what they hold."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .._lightning import NotifyingModelCheckpoint, Trainer, forget_checkpoints
+from .._lightning import NotifyingModelCheckpoint, Trainer, forget_checkpoints, is_search_checkpoint
+from ..core.fingerprints import fingerprint
+from .files import copied_beside, is_remote, writes_later
 from .phase_holder import PhaseHolder
+from .saved_states import SavedFile
 
 log = logging.getLogger("finetuning_scheduler")
 
@@ -26,23 +31,32 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     _scheduler: PhaseHolder | None = None
     _trainer: Trainer | None = None
     stands_for: str | None = None
-    _written: set[str] = set()  # noqa: RUF012 - replaced, never changed, while no scheduler is attached
+    _files: dict[str, SavedFile] = {}  # noqa: RUF012 - replaced, never changed
+    _verifies = False
+    _told_of_unverified = False
 
-    def begin(self, scheduler: PhaseHolder, trainer: Trainer) -> None:
-        """Attach the scheduler whose phases are recorded, and the trainer, whose metrics are saved."""
+    def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, verifies: bool = True) -> None:
+        """Attach the scheduler.
+
+        Args:
+            scheduler: Its phases are recorded.
+            trainer: Its metrics are saved.
+            verifies: Whether checkpoints are going to be restored, and so are to be known by their content.
+        """
         self._scheduler = scheduler
         self._trainer = trainer
-        self._written = set()
+        self._verifies = verifies
+        self._told_of_unverified = False
 
     def let_go(self) -> None:
         """Act as ``ModelCheckpoint`` again."""
         self._scheduler = self._trainer = None
-        self._written = set()
 
     def forget(self) -> None:
         """Forget the checkpoints of an earlier fit."""
         forget_checkpoints(self)
         self.current_ckpt_depth = self.best_ckpt_depth = 0
+        self._files = {}
 
     @property
     def state_key(self) -> str:
@@ -52,21 +66,55 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
 
     def before_save(self, filepath: str) -> None:
         """Record the depth; that of the best checkpoint only when this file is the one recorded as best."""
-        self._written.add(filepath)
         self.current_ckpt_depth = self._depth()
+        # What the path has held so far is no longer known by the checkpoint that is about to be written there.
+        self._files = {path: file for path, file in self._files.items() if path != filepath}
         if filepath == self.best_model_path:
             self.best_ckpt_depth = self.current_ckpt_depth
 
-    def was_written_here(self, filepath: str) -> bool:
-        """Whether this process wrote the file, so that its content can be trusted."""
-        return filepath in self._written
+    def after_save(self, trainer: Trainer, filepath: str) -> None:
+        """Record what a checkpoint holds that may be restored; forget those that are no longer kept."""
+        if self._scheduler is None:
+            return
+        kept = {*self.best_k_models, self.best_model_path}
+        self._files = {path: file for path, file in self._files.items() if path in kept}
+        if filepath in kept:
+            content = trainer.strategy.broadcast(self._content(trainer, filepath))
+            self._files = {**self._files, filepath: SavedFile(phase=self.current_ckpt_depth, fingerprint=content)}
 
     def ranked_paths(self) -> list[str]:
-        """List the paths of the kept checkpoints, best first."""
-        return sorted(self.best_k_models, key=lambda path: float(self.best_k_models[path]), reverse=self.mode == "max")
+        """List the paths of the kept checkpoints whose score is a finite number, best first."""
+        scores = {path: float(score) for path, score in self.best_k_models.items() if torch.isfinite(_tensor(score))}
+        return sorted(scores, key=scores.__getitem__, reverse=self.mode == "max")
+
+    @property
+    def best_is_finite(self) -> bool:
+        """Whether the best score so far is a number that anything else can be compared with."""
+        return self.best_model_score is None or bool(torch.isfinite(_tensor(self.best_model_score)))
+
+    def holds_what_was_written(self, path: str) -> bool:
+        """Whether a checkpoint on disk is the one that was written there, as far as that is known."""
+        if is_remote(path):
+            return True
+        known = self._files.get(path)
+        if known is None or known.fingerprint is None:
+            return Path(path).exists()
+        try:
+            return fingerprint(Path(path)) == known.fingerprint
+        except OSError:
+            return False
+
+    def drop(self, paths: Collection[str]) -> None:
+        """Forget checkpoints that cannot be used; the next best is the best then, if there is one."""
+        self.best_k_models = {path: score for path, score in self.best_k_models.items() if path not in paths}
+        if self.best_model_path in paths:
+            best = next(iter([*self.ranked_paths(), *self.best_k_models]), "")
+            self.best_model_path, self.best_model_score = best, self.best_k_models.get(best)
+            self.best_ckpt_depth = self._files[best].phase if best in self._files else self.best_ckpt_depth
+        self._settle_worst()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return ``ModelCheckpoint``'s state, the depths, and the monitored value at this moment."""
+        """Return ``ModelCheckpoint``'s state, what the files hold, and the monitored value at this moment."""
         metrics = {} if self._trainer is None else self._trainer.callback_metrics
         score = None if self.monitor is None else metrics.get(self.monitor)
         return {
@@ -74,31 +122,116 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
             "current_ckpt_depth": self._depth(),
             "best_ckpt_depth": self.best_ckpt_depth,
             "score": None if score is None else score.detach().cpu().clone(),
+            "files": {path: file.model_dump() for path, file in self._files.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` returned; in a new ``dirpath`` the given checkpoint becomes the best one."""
+        """Load what :meth:`state_dict` returned.
+
+        In a new ``dirpath``, and where the checkpoints it tells of are gone, the given one becomes the best.
+        """
         self.current_ckpt_depth = state_dict.get("current_ckpt_depth", 0)
-        if state_dict["dirpath"] == self.dirpath or self._trainer is None or self._trainer.ckpt_path is None:
+        resumed = None if self._trainer is None else self._trainer.ckpt_path
+        if self._trainer is None or resumed is None or state_dict["dirpath"] == self.dirpath:
             super().load_state_dict(state_dict)
             self.best_ckpt_depth = state_dict.get("best_ckpt_depth", 0)
+            self._files = {path: SavedFile(**file) for path, file in state_dict.get("files", {}).items()}
+            if self._trainer is not None and resumed is not None and not is_search_checkpoint(resumed):
+                self._go_on_from(self._trainer, str(resumed), state_dict.get("score"))
         else:
-            self._start_from(str(self._trainer.ckpt_path), state_dict.get("score"))
-            self.best_ckpt_depth = self.current_ckpt_depth
-            if self._trainer.is_global_zero:
-                log.info(
-                    "Checkpoints now go to %s instead of %s, which starts with %s as its best.",
-                    self.dirpath,
-                    state_dict["dirpath"],
-                    self.best_model_path,
-                )
+            self._start_from(str(resumed), state_dict.get("score"))
+            self._report(
+                logging.INFO,
+                f"Checkpoints now go to {self.dirpath} instead of {state_dict['dirpath']}, which starts with "
+                f"{self.best_model_path} as its best.",
+            )
+
+    def _go_on_from(self, trainer: Trainer, resumed: str, score: torch.Tensor | None) -> None:
+        """Leave out what the resumed checkpoint tells of and is no longer there; if nothing is left, it is the best."""
+        best = self.best_model_path
+        lost = trainer.strategy.broadcast(self._lost(resumed) if trainer.is_global_zero else [])
+        if best in lost:
+            self.drop(lost)
+            if not (self.best_model_path and self.best_is_finite):
+                own = trainer.strategy.broadcast(self._own_copy(resumed) if trainer.is_global_zero else resumed)
+                self._start_from(own, score)
+            text = "The best checkpoint {}, which {} tells of, is gone or not what was written: {} is the best now."
+            self._report(logging.WARNING, text.format(best, resumed, self.best_model_path))
+        elif lost:
+            self.drop(lost)
+            self._report(logging.INFO, f"Of the kept checkpoints that {resumed} tells of, {', '.join(lost)} are gone.")
+        for path in dict.fromkeys([self.best_model_path, *self.best_k_models]):
+            if path and (path not in self._files or self._files[path].fingerprint is None):
+                # It is the resumed file, or an earlier release has written this: what is there now has to stay.
+                phase = self._files[path].phase if path in self._files else self.best_ckpt_depth
+                content = trainer.strategy.broadcast(self._content(trainer, path))
+                self._files = {**self._files, path: SavedFile(phase=phase, fingerprint=content)}
+
+    def _lost(self, resumed: str) -> list[str]:
+        """Name the recorded checkpoints that are gone, and those that would be the best if they were as written."""
+        recorded = {self.best_model_path, *self.best_k_models} - {"", resumed}
+        lost = [path for path in sorted(recorded) if not is_remote(path) and not Path(path).exists()]
+        for path in dict.fromkeys([self.best_model_path, *self.ranked_paths()]):
+            if path == resumed:
+                break
+            if path and path not in lost:
+                if self.holds_what_was_written(path):
+                    break
+                lost.append(path)
+        return lost
+
+    def _own_copy(self, resumed: str) -> str:
+        """Keep a copy of the resumed checkpoint: ``last.ckpt`` is going to be written anew."""
+        if is_remote(resumed) or self.dirpath is None:
+            return resumed
+        path = Path(resumed)
+        try:
+            return str(copied_beside(path, Path(self.dirpath) / f"best-of-{path.name}"))
+        except OSError as error:
+            log.warning("%s could not be copied (%s): it is the best only until it is written anew.", resumed, error)
+            return resumed
 
     def _start_from(self, path: str, score: torch.Tensor | None) -> None:
+        """Take a checkpoint of the present depth as the best and only one."""
+        if score is not None and torch.isnan(score):  # nothing is better than that, nothing worse: as Lightning does
+            score = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         self.best_model_path, self.best_model_score, self.current_score = path, score, score
-        if score is not None:
-            self.best_k_models = {path: score}
-            if self.save_top_k == 1:
-                self.kth_best_model_path, self.kth_value = path, score
+        self.best_ckpt_depth = self.current_ckpt_depth
+        self.best_k_models = {} if score is None else {path: score}
+        self._settle_worst()
+        if (trainer := self._trainer) is not None:
+            content = trainer.strategy.broadcast(self._content(trainer, path))
+            self._files = {path: SavedFile(phase=self.current_ckpt_depth, fingerprint=content)}
+
+    def _settle_worst(self) -> None:
+        """Name the worst of the kept checkpoints, which the next better one replaces, if no more are to be kept."""
+        fresh = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        self.kth_best_model_path, self.kth_value = "", fresh
+        if len(self.best_k_models) == self.save_top_k:
+            worst = (max if self.mode == "min" else min)(self.best_k_models, key=self.best_k_models.__getitem__)
+            self.kth_best_model_path, self.kth_value = worst, self.best_k_models[worst]
+
+    def _content(self, trainer: Trainer, path: str) -> str | None:
+        """Return, on rank zero, the fingerprint of a checkpoint; say once if there is none."""
+        if not (trainer.is_global_zero and self._verifies):
+            return None
+        if not is_remote(path) and not writes_later(trainer.strategy):
+            try:
+                return fingerprint(Path(path))
+            except OSError:
+                pass
+        if not self._told_of_unverified:
+            self._told_of_unverified = True
+            log.info("Whether %s still holds what was written is not verified: it is no local file, or not yet.", path)
+        return None
+
+    def _report(self, level: int, message: str) -> None:
+        if self._trainer is not None and self._trainer.is_global_zero:
+            log.log(level, message)
 
     def _depth(self) -> int:
         return self.current_ckpt_depth if self._scheduler is None else self._scheduler.curr_depth
+
+
+def _tensor(score: torch.Tensor | float) -> torch.Tensor:
+    return torch.as_tensor(score)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import torch
 
 from .._lightning import (
     Callback,
@@ -20,9 +19,12 @@ from .._lightning import (
     note_chosen_directory,
     note_directory,
 )
+from ..core.state import read_as
+from ..errors import CheckpointError, Problem
 from .checkpoint import FTSCheckpoint
 from .early_stopping import FTSEarlyStopping
 from .phase_holder import PhaseHolder
+from .saved_states import SavedCheckpointing, SavedMetric, SavedScheduling, SavedStopping
 
 DEFAULT_MONITOR = "val_loss"
 C = TypeVar("C", FTSEarlyStopping, FTSCheckpoint)
@@ -44,19 +46,22 @@ class Wiring:
     owes_save: bool = False  # the checkpoint that is being loaded has a score that ``checkpoint`` has not met yet
     _replaced: list[tuple[Callback, Callback]] = field(default_factory=list)
 
-    def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, forget: bool) -> None:
+    def begin(
+        self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, restores_best: bool, forget: bool
+    ) -> None:
         """Attach the scheduler to the callbacks that drive its phases.
 
         Args:
             scheduler: The scheduler.
             trainer: The trainer.
             ends_phases: Whether running out of patience ends a phase.
+            restores_best: Whether the best checkpoint is restored between phases.
             forget: Whether the fit is no continuation, so that what they know of an earlier one is forgotten.
         """
         if self.early_stopping is not None:
             self.early_stopping.begin(scheduler, ends_phases=ends_phases)
         if self.checkpoint is not None:
-            self.checkpoint.begin(scheduler, trainer)
+            self.checkpoint.begin(scheduler, trainer, verifies=restores_best)
         for callback in callbacks_of(trainer):
             if isinstance(callback, ModelCheckpoint):
                 note_directory(callback, trainer)
@@ -77,24 +82,32 @@ class Wiring:
         Args:
             checkpoint: A checkpoint that is being loaded; it gets what its callbacks are going to look for.
             progress: The scheduler's state in it.
+
+        Raises:
+            CheckpointError: A state is damaged; with each key that is missing or of the wrong kind.
         """
         states = checkpoint.get("callbacks", {})
         if progress is None:
             return
+        read = read_as(SavedScheduling, progress, "state of the FinetuningScheduler")
         if self.early_stopping is not None:
             earlier = _state_of(self.early_stopping, states) or {}
             exhausted = progress.get("phase_exhausted", earlier.get("phase_exhausted", False))
             self.early_stopping.phase_exhausted = bool(exhausted)
         if (driver := self.checkpoint) is not None and (state := _state_of(driver, states)) is not None:
-            metric = progress.get("metrics", {}).get(driver.monitor)
             self.owes_save = _differ(state.get("score"), state.get("current_score"))
-            states[driver.state_key] = {
+            metric = read.metrics.get(driver.monitor or "")
+            state = {
                 "current_ckpt_depth": progress.get("phase", 0),
                 "best_ckpt_depth": progress.get("best_phase", 0),
-                "score": torch.tensor(metric["value"]) if isinstance(metric, dict) else metric,
+                "score": metric.tensor if isinstance(metric, SavedMetric) else metric,
                 **state,
             }
+            read_as(SavedCheckpointing, state, f"state of {type(driver).__name__}")
+            states[driver.state_key] = state
         if (stopping := self.early_stopping) is not None and (state := _state_of(stopping, states)) is not None:
+            if type(stopping).load_state_dict is EarlyStopping.load_state_dict:  # a user's class reads what it likes
+                read_as(SavedStopping, state, f"state of {type(stopping).__name__}")
             states[stopping.state_key] = state
 
     def undo(self, trainer: Trainer) -> None:
@@ -153,17 +166,24 @@ def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     return wiring
 
 
-def _differ(score: torch.Tensor | None, met: torch.Tensor | None) -> bool:
-    return score is not None and (met is None or float(score) != float(met))
+def _differ(score: Any, met: Any) -> bool:
+    if score is None:
+        return False
+    return met is None or (float(score) != float(met) and not (math.isnan(score) and math.isnan(met)))
 
 
-def _state_of(driver: Callback, states: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _state_of(driver: Callback, states: Mapping[Any, Any]) -> Mapping[str, Any] | None:
     """Find the state of a callback with the same settings, whatever its class was called."""
-    if driver.state_key in states:
-        found: Mapping[str, Any] = states[driver.state_key]
-        return found
     settings = driver.state_key.partition("{")[2]
-    return next((state for key, state in states.items() if key.partition("{")[2] == settings), None)
+    alike = (key for key in states if isinstance(key, str) and key.partition("{")[2] == settings)
+    key = driver.state_key if driver.state_key in states else next(alike, None)
+    if key is None:
+        return None
+    if not isinstance(found := states[key], Mapping):
+        message = f"expected the state of {type(driver).__name__} to be a mapping, got {type(found).__name__}"
+        fix = "Resume from a checkpoint that this package has written, or with the release that wrote it."
+        raise CheckpointError(Problem(message, fix=fix))
+    return found
 
 
 def _driver(candidates: Sequence[Callback], multi_phase: type[C]) -> Callback | None:

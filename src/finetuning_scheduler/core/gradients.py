@@ -51,7 +51,7 @@ class Judgement:
 class GradientWatch(Listener):
     """Finds parameters that a phase thaws and no gradient reaches, and frozen ones that the optimizer changes.
 
-    Each phase is judged once: at the first end of an epoch that it has seen the whole of, after :data:`MAX_STEPS` steps
+    Each phase is judged once: at the first end of an epoch that it has seen the whole of, after ``MAX_STEPS`` steps
     in a longer one, or else when it is left. What is wrong is told in one warning. A parameter is watched until its
     first gradient; nothing of it is left in later steps. The values of frozen parameters are read only if the optimizer
     holds any, and only around few steps; nothing waits for a device before the judgement. What FSDP has flattened into

@@ -37,14 +37,14 @@ class PhaseRunner:
 
     Making one freezes the model, thaws phase 0 and makes the optimizer hold exactly phase 0's parameters. Call
     :meth:`step` after each optimizer step and :meth:`epoch_end` after each epoch (and after the LR scheduler's step, if
-    it has one an epoch), until :attr:`finished`; inside ``torch.inference_mode()`` too. The arguments that are not
+    it has one an epoch), until ``finished``; inside ``torch.inference_mode()`` too. The arguments that are not
     listed are those of :class:`.Settings`. The best state is held in memory. With frozen modules in eval mode, call
     :meth:`apply_module_modes` after ``model.train()``.
 
     Args:
         model: The model to fine-tune, or a view of it that tells what wrappers have made of its parameters.
         optimizer: Its only optimizer.
-        schedule: A :class:`Schedule`, a mapping or the path of a YAML file; ``None`` generates one.
+        schedule: A :class:`.Schedule`, a mapping or the path of a YAML file; ``None`` generates one.
         lr_schedulers: The LR schedulers that act on ``optimizer``.
         patience: Epochs without improvement of the metric after which a phase ends; ``None`` for no such limit.
         mode: Whether the metric improves downwards (``"min"``) or upwards (``"max"``).

@@ -61,7 +61,7 @@ def prepare(
     """Check everything that a schedule's execution depends on; nothing is changed.
 
     Args:
-        source: The schedule, as the user gave it or as :func:`read_for` has read it; ``None`` generates one.
+        source: The schedule, as the user gave it or as ``read_for`` has read it; ``None`` generates one.
         view: The model.
         optimizer: The user's optimizer; ``None`` if there is none that can be used, which is among ``problems`` then.
         settings: How the schedule is executed.

@@ -57,7 +57,7 @@ class Session:
     Args:
         view: The model.
         optimizer: The user's optimizer.
-        prepared: What :func:`.prepare.prepare` has returned for them.
+        prepared: What :func:`.prepare` has returned for them.
         settings: How the schedule is executed.
         lr_schedulers: The LR schedulers that act on ``optimizer``.
         listeners: Told of every change, in this order.

@@ -68,19 +68,21 @@ def check(state: Mapping[str, Any], plan: Plan, view: ModelView) -> SavedProgres
     return read
 
 
-def read_as(kind: type[M], state: Mapping[str, Any]) -> M:
+def read_as(kind: type[M], state: object, place: str = "checkpoint state") -> M:
     """Read a mapping as a model.
 
     Raises:
         CheckpointError: With every key that is missing, unknown or of the wrong kind.
     """
+    fix = "Resume from a checkpoint that this package has written, or with the release that wrote it."
+    if not isinstance(state, Mapping):
+        raise CheckpointError(Problem(f"{place}: expected a mapping, got {type(state).__name__}", fix=fix))
     try:
         return kind.model_validate(dict(state))
     except ValidationError as error:
-        fix = "Resume from a checkpoint that this package has written, or with the release that wrote it."
         raise CheckpointError(
             [
-                Problem(f"checkpoint state: `{'.'.join(map(str, details['loc']))}`: {details['msg']}", fix=fix)
+                Problem(f"{place}: `{'.'.join(map(str, details['loc']))}`: {details['msg']}", fix=fix)
                 for details in error.errors(include_url=False, include_input=False)
             ]
         ) from error

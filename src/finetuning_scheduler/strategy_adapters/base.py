@@ -14,6 +14,7 @@ from ..core.schedule.schedule import Schedule
 from ..core.session import Session
 from ..core.view import ModelView, plain_name
 from ..errors import Problem
+from .plain import load_plain
 
 T = TypeVar("T")
 
@@ -41,7 +42,11 @@ class StrategyAdapter:
         return self._trainer
 
     def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test."""
+        """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test.
+
+        Raises:
+            ScheduleError: The trainer has something that the strategy's module cannot be set up with.
+        """
         self._trainer = trainer
 
     def on_model_configured(self) -> None:
@@ -86,19 +91,19 @@ class StrategyAdapter:
         """
         return self.trainer.strategy.load_checkpoint(path, weights_only=weights_only)
 
-    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str) -> None:
         """Load a checkpoint's weights, optimizer state, precision state and datamodule state into a running fit.
 
         Parameter groups and learning rates stay as they are. Parameters that the checkpoint's optimizer did not hold,
-        because a later phase thawed them, start without optimizer state.
+        because a later phase thawed them, start without optimizer state. Of a file no code is run: objects of other
+        classes are left out.
 
         Args:
             path: The checkpoint.
             session: Executes the schedule.
             state_key: Key of the scheduler's state, which holds the phase and the names of the saved groups.
-            weights_only: Refuse anything but tensors and plain values.
         """
-        checkpoint = self.trainer.strategy.load_checkpoint(path, weights_only=weights_only)
+        checkpoint = load_plain(self.trainer, path, state_key)
         progress = checkpoint["callbacks"][state_key]
         self._complete(checkpoint, session, progress["phase"])
         load_model_and_precision(self.trainer, checkpoint)

@@ -32,7 +32,7 @@ from ..core.view import ModelView
 from ..errors import Problem, ScheduleError
 from . import loading
 from .base import StrategyAdapter
-from .limits import gradient_clipping, saves_optimizers, stateless_optimizers
+from .limits import averaged_weights, gradient_clipping, saves_optimizers, stateless_optimizers
 
 
 class FSDPStrategyAdapter(StrategyAdapter):
@@ -94,6 +94,7 @@ class FSDPStrategyAdapter(StrategyAdapter):
 
     def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
         """Find what FSDP or Lightning's use of it cannot do; without original parameters, units of several phases."""
+        yield from averaged_weights(self.trainer)
         yield from stateless_optimizers(self.trainer, schedule)
         if gradient_clipping(self.trainer) == "norm":
             message = "expected gradients clipped by value, the only way in Lightning's FSDPStrategy, got by norm"
@@ -123,9 +124,9 @@ class FSDPStrategyAdapter(StrategyAdapter):
         """Load with the groups of the checkpoint's phase."""
         return loading.resume(self.trainer, path, session, weights_only=weights_only)
 
-    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
-        loading.restore(self.trainer, path, session, state_key, weights_only=weights_only)
+        loading.restore(self.trainer, path, session, state_key)
 
     def _outside(self, schedule: Schedule) -> Iterator[Problem]:
         """Find parameters in no unit, whose gradients nobody would average over the ranks."""

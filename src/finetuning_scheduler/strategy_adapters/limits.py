@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch.optim import SGD
 
-from .._lightning import LightningModule, Trainer
+from .._lightning import LightningModule, Trainer, WeightAveraging, callbacks_of
 from ..core.optim.build import import_class
 from ..core.schedule.schedule import Schedule
 from ..errors import Problem
@@ -36,6 +36,15 @@ def stateless_optimizers(trainer: Trainer, schedule: Schedule) -> Iterator[Probl
         new = phase.new_optimizer.optimizer_init
         if issubclass(import_class(new.class_path), SGD) and not new.init_args.get("momentum"):
             yield Problem(message, fix=fix, phase=number)
+
+
+def averaged_weights(trainer: Trainer) -> Iterator[Problem]:
+    """Find callbacks that average weights: Lightning's copy the model, which is not possible once it is sharded."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, WeightAveraging):
+            kind, strategy = type(callback).__name__, type(trainer.strategy).__name__
+            message = f"expected no WeightAveraging with {strategy}, since Lightning cannot average shards, got {kind}"
+            yield Problem(message, fix="Drop the callback, or use DDP.")
 
 
 def gradient_clipping(trainer: Trainer) -> Literal["norm", "value"] | None:

@@ -20,13 +20,14 @@ from torch.optim import Optimizer
 
 from .._lightning import Trainer, install_optimizer, load_model_and_precision
 from ..core.optim.param_groups import group_names
+from ..core.schedule.wording import listed
 from ..core.session import Session
 from ..core.thaw import set_trainable
 from ..core.view import plain_name
 from ..errors import CheckpointError, Problem
+from .plain import METADATA, read_plainly, without_objects
 
 _OPTIMIZER = "optimizer_0"  # Lightning's key of the only optimizer in a distributed checkpoint
-_METADATA = "meta.pt"  # beside a distributed checkpoint's shards, Lightning keeps everything that is no tensor here
 
 
 def saved_metadata(path: str, *, weights_only: bool | None) -> Mapping[str, Any]:
@@ -34,7 +35,7 @@ def saved_metadata(path: str, *, weights_only: bool | None) -> Mapping[str, Any]
     file = Path(path)
     # Only the small part that is no tensor is read: the rest stays in the mapped file.
     content: Mapping[str, Any] = torch.load(
-        file / _METADATA if file.is_dir() else file,
+        file / METADATA if file.is_dir() else file,
         map_location="cpu",
         mmap=not file.is_dir(),
         weights_only=weights_only,
@@ -77,20 +78,41 @@ def resume(trainer: Trainer, path: str, session: Session, *, weights_only: bool 
     return checkpoint
 
 
-def restore(trainer: Trainer, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
-    """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are."""
-    progress = saved_metadata(path, weights_only=weights_only)["callbacks"][state_key]
+def restore(trainer: Trainer, path: str, session: Session, state_key: str) -> None:
+    """Load weights, and the optimizer's state as far as the checkpoint has it; options stay as they are.
+
+    Raises:
+        CheckpointError: The checkpoint leaves parameters out, or a restore needs an object of another class in it.
+    """
     tensors = session.parameters
-    stand_in = session.emptied_optimizer(progress["phase"])
-    stand_in.param_groups = [
-        {**stand_in.defaults, "params": [tensors[name] for name in session.view.merged(names)]}
-        for names in progress["parameter_groups"]
-    ]
-    checkpoint = _load(trainer, path, session, stand_in, weights_only=weights_only)
-    load_model_and_precision(trainer, checkpoint)
+    with read_plainly(trainer, path) as foreign:
+        _check_whole(path, session, weights_only=True)
+        progress = saved_metadata(path, weights_only=True)["callbacks"][state_key]
+        stand_in = session.emptied_optimizer(progress["phase"])
+        stand_in.param_groups = [
+            {**stand_in.defaults, "params": [tensors[name] for name in session.view.merged(names)]}
+            for names in progress["parameter_groups"]
+        ]
+        checkpoint = _load(trainer, path, session, stand_in, weights_only=True)
+    load_model_and_precision(trainer, without_objects(trainer, path, checkpoint, state_key) if foreign else checkpoint)
     name_of = {id(tensor): name for name, tensor in tensors.items()}
     states = {name_of[id(tensor)]: state for tensor, state in stand_in.state.items()}
     session.optimizer.load_state_dict(session.optimizer_state_from(states, progress["phase"]))
+
+
+def _check_whole(path: str, session: Session, *, weights_only: bool) -> None:
+    """Refuse a checkpoint that leaves weights out: what it lacks would keep the values of another moment."""
+    if Path(path).is_dir():
+        keys = FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = {plain_name(key.partition(".")[2]) for key in keys}
+    else:
+        saved = {plain_name(key) for key in saved_metadata(path, weights_only=weights_only)["state_dict"]}
+    if left_out := [name for name in session.view.tensors if name not in saved]:
+        message = (
+            f"expected a checkpoint of all parameters, since a sharded model is restored whole, got {path} without "
+            f"{listed(left_out)}"
+        )
+        raise CheckpointError(Problem(message, fix="Save them too, or use FinetuningScheduler(restore_best=False)."))
 
 
 def _load(

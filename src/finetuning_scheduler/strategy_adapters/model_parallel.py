@@ -10,17 +10,17 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Activati
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from .._lightning import ModelParallelStrategy, saves_sharded_checkpoints
+from .._lightning import ModelParallelStrategy, Trainer, TrainerFn, saves_sharded_checkpoints
 from ..core.optim.param_groups import mesh_of
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
 from ..core.sharding.fully_shard import FSDPPlan
 from ..core.sharding.replicas import check_replicas
 from ..core.view import ModelView
-from ..errors import Problem
+from ..errors import Problem, ScheduleError
 from . import loading
 from .base import StrategyAdapter
-from .limits import gradient_clipping, stateless_optimizers
+from .limits import averaged_weights, gradient_clipping, stateless_optimizers
 
 
 class ModelParallelStrategyAdapter(StrategyAdapter):
@@ -49,6 +49,12 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
     @property
     def _strategy(self) -> ModelParallelStrategy:
         return cast("ModelParallelStrategy", self.trainer.strategy)
+
+    def connect(self, trainer: Trainer) -> None:
+        """Attach the trainer, before a callback that averages weights copies the module if it is listed later."""
+        super().connect(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and (problems := list(averaged_weights(trainer))):
+            raise ScheduleError(problems)
 
     def on_model_configured(self) -> None:
         """Carry out the plan."""
@@ -116,9 +122,9 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
         """Load with the groups of the checkpoint's phase."""
         return loading.resume(self.trainer, path, session, weights_only=weights_only)
 
-    def restore(self, path: str, session: Session, state_key: str, *, weights_only: bool) -> None:
+    def restore(self, path: str, session: Session, state_key: str) -> None:
         """Load with the groups that the optimizer had in the checkpoint's phase."""
-        loading.restore(self.trainer, path, session, state_key, weights_only=weights_only)
+        loading.restore(self.trainer, path, session, state_key)
 
 
 def _own_parameters(unit: nn.Module) -> Iterator[nn.Parameter]:

@@ -15,6 +15,7 @@ from torch.optim import LBFGS, SGD, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 from finetuning_scheduler.core import PhaseRunner, resolve
+from finetuning_scheduler.core.schedule.yaml_writer import write_schedule
 from finetuning_scheduler.errors import OptimizerError, ScheduleError, ScheduleFormatError, SelectorError
 
 SUPPORTED = (
@@ -255,6 +256,118 @@ def test_a_problem_of_the_schedule_by_itself(phase: dict[str, Any], message: str
     with pytest.raises(OptimizerError) as by_runner:
         runner_of(schedule_of(phase))
     assert str(by_runner.value) == message
+
+
+ADAMW = "torch.optim.AdamW"
+# wrong arguments that a constructor takes; without a trial they would end a run long after its start
+FOUND_BY_STEPPING = [
+    (new_lr_scheduler(STEP_LR, {"step_size": 0}), "integer modulo by zero"),
+    (
+        new_lr_scheduler(STEP_LR, {"step_size": 1, "gamma": "0.5x"}),
+        "expected `gamma` of torch.optim.lr_scheduler.StepLR to be a number, got '0.5x'",
+    ),
+    (
+        new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": "4 epochs"}),
+        "expected `T_max` of torch.optim.lr_scheduler.CosineAnnealingLR to be a number, got '4 epochs'",
+    ),
+    (new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": 0}), "modulo by zero"),
+    (new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": 3}), "not iterable"),
+    (new_lr_scheduler("torch.optim.lr_scheduler.PolynomialLR", {"power": [1]}), "unsupported operand"),
+    (new_lr_scheduler("torch.optim.lr_scheduler.ExponentialLR", {"gamma": [0.5]}), "can't multiply sequence"),
+    (
+        new_lr_scheduler(PLATEAU, {"patience": "a"}, pl_lrs_cfg={"monitor": "val_loss"}),
+        "expected `patience` of torch.optim.lr_scheduler.ReduceLROnPlateau to be a number, got 'a'",
+    ),
+    (new_lr_scheduler(PLATEAU, {"patience": [1]}, pl_lrs_cfg={"monitor": "val_loss"}), "not supported between"),
+    (new_lr_scheduler(PLATEAU, {"cooldown": [1]}, pl_lrs_cfg={"monitor": "val_loss"}), "not supported between"),
+    (new_lr_scheduler(PLATEAU, {"eps": [1]}, pl_lrs_cfg={"monitor": "val_loss"}), "not supported between"),
+    (new_optimizer(ADAMW, betas=[0.9, 0.99, 0.999]), "too many values to unpack"),
+    (new_optimizer(ADAMW, capturable=True), "capturable"),
+    (new_optimizer(ADAMW, eps=[1.0e-8]), "not supported between"),
+    (
+        new_optimizer(ADAMW, weight_decay="none"),
+        "expected `weight_decay` of torch.optim.AdamW to be a number, got 'none'",
+    ),
+    (new_optimizer("torch.optim.Optimizer"), "to name a subclass of torch.optim.optimizer.Optimizer, got"),
+    (new_optimizer(f"{__name__}.Abstract"), "NotImplementedError"),
+    (new_optimizer(f"{__name__}.Leaving"), "5"),
+]
+
+
+class Abstract(Optimizer):
+    """Has no step."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+
+
+class Leaving(SGD):
+    """Leaves the program when it steps."""
+
+    def step(self, closure: Any = None) -> None:
+        raise SystemExit(5)
+
+
+@pytest.mark.parametrize(("phase", "message"), FOUND_BY_STEPPING, ids=str)
+def test_what_only_a_step_shows_is_found_before_training_with_its_line(
+    phase: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "schedule.yaml"
+    write_schedule(schedule_of(phase), path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if text.strip().startswith("new_"))
+    with pytest.raises(OptimizerError) as error:
+        resolve(path, Model())
+    [problem] = error.value.problems
+    assert message in problem.message
+    assert (problem.source, problem.line, problem.phase) == (str(path), line, 1)
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        new_lr_scheduler(ONE_CYCLE, {"max_lr": 0.1, "total_steps": 2}),
+        new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [1, 2]}),
+        new_lr_scheduler(PLATEAU, {"patience": 10_000}, pl_lrs_cfg={"monitor": "val_loss"}),
+        new_optimizer("torch.optim.Muon", lr=0.1),
+        new_optimizer(ADAMW, betas=[0.9, 0.99], fused=True),
+    ],
+    ids=str,
+)
+def test_what_can_step_is_taken(phase: dict[str, Any]) -> None:
+    assert resolve({0: {"params": ["head.bias"]}, 1: {"params": ["upper.weight"], **phase}}, Model()).schedule[1]
+
+
+def test_a_module_that_leaves_the_program_is_a_problem_like_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaves_on_import.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OptimizerError, match=r"cannot be imported \(it calls sys.exit\(3\)\)"):
+        resolve(schedule_of(new_optimizer("leaves_on_import.Fast")), Model())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"params": ["nothing.at.all"]}, {"params": ["lower"], "unknown": 1}], ids=["selector", "key"]
+)
+def test_no_module_is_imported_for_a_schedule_that_is_wrong_anyway(
+    wrong: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaves_a_trace.py").write_text("import pathlib\npathlib.Path(__file__ + '.ran').touch()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    phases = schedule_of(new_optimizer("leaves_a_trace.Fast"), wrong)
+    with pytest.raises(ScheduleError):
+        resolve(phases, Model())
+    assert not (tmp_path / "leaves_a_trace.py.ran").exists()
+
+
+def test_what_is_no_class_of_the_right_kind_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import pathlib\ndef Fast(*args, **kwargs):\n    pathlib.Path(__file__ + '.ran').touch()\n"
+    (tmp_path / "is_a_function.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OptimizerError, match="to name a subclass of"):
+        resolve(schedule_of(new_optimizer("is_a_function.Fast")), Model())
+    assert not (tmp_path / "is_a_function.py.ran").exists()
 
 
 IN_PHASE_0 = [

@@ -1,10 +1,16 @@
 """The schedule files a run leaves behind."""
 
+import signal
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from torch import nn
 
+from finetuning_scheduler.core.drafts import draft_of
 from finetuning_scheduler.core.prepare import resolve
 from finetuning_scheduler.core.schedule import Schedule
 from finetuning_scheduler.core.schedule.files import ScheduleImplMixin, save_renumbered, save_schedule, schedule_path
@@ -106,3 +112,53 @@ def test_gen_ft_schedule_takes_a_heuristic(tmp_path: Path) -> None:
     assert [phase.params for phase in Schedule.parse(path).phases] == [
         (f"{block}.bias", f"{block}.weight") for block in (2, 1, 0)
     ]
+
+
+def saved_often(directory: Path, number: int) -> None:
+    model = Toy()
+    schedule = resolve({0: {"params": ["1.*"], "max_transition_epoch": number}, 1: {"params": ["0.*"]}}, model).schedule
+    for _ in range(100):
+        assert save_schedule(schedule, model, directory) == schedule_path(model, directory)
+
+
+def test_several_runs_in_one_directory_lose_nothing_and_do_not_fail(tmp_path: Path) -> None:
+    numbers = (1, 2, 3)
+    with ProcessPoolExecutor(len(numbers), mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(saved_often, tmp_path, number) for number in numbers]:
+            done.result()
+    assert all(path.suffix == ".yaml" for path in tmp_path.iterdir())
+    found = {Schedule.parse(path)[0].max_transition_epoch for path in tmp_path.iterdir()}
+    assert found == set(numbers)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from finetuning_scheduler.core.drafts import draft_of
+with draft_of(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_draft_of_a_killed_run_is_removed_by_the_next_and_one_in_use_is_not(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "x.yaml")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    [leftover] = tmp_path.iterdir()
+    with draft_of(tmp_path / "y.yaml") as in_use:
+        save_schedule(generate(Toy()), Toy(), tmp_path)
+        assert not leftover.exists()
+        assert Path(in_use.name).exists()
+    assert set(contents(tmp_path)) == {"Toy_ft_schedule.yaml"}
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", ".", "..", "", "x" * 400, "Größe", "a b\nc", "C:evil"])
+def test_a_class_of_any_name_writes_inside_the_directory(name: str, tmp_path: Path) -> None:
+    model = type("Named", (Toy,), {})()
+    type(model).__name__ = name
+    inside = tmp_path / "some" / "where" / "deep"
+    path = save_schedule(generate(model), model, inside)
+    assert path.parent == inside
+    assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+    assert save_renumbered({0: {"params": ["x"]}}, model, inside).parent == inside

@@ -27,6 +27,7 @@ from .stand_ins import OptimizerFactory, adam, factory_like, factory_of, step_sc
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
 
 _LONGEST_ARGUMENTS = 1_000
+_MOST_GROUPS = 256  # of a trial before the model is known
 Complaint = tuple[str, str]  # what is wrong, what to do about it
 
 
@@ -202,7 +203,8 @@ def _scheduler_complaints(spec: LRSchedulerSpec, optimizer_factory: OptimizerFac
 
 def _listed_groups(arguments: Mapping[str, Any]) -> int:
     """Guess the number of groups from arguments that have one value for each."""
-    return max((len(value) for value in arguments.values() if isinstance(value, list)), default=1)
+    lists = [value for name, value in arguments.items() if isinstance(value, list) and name != "milestones"]
+    return min(max(map(len, lists), default=1), _MOST_GROUPS) or 1
 
 
 def _construction_complaint(spec: LRSchedulerSpec, make: Callable[[], Optimizer]) -> Iterator[Complaint]:

@@ -169,11 +169,13 @@ class _Drafter:
 
     def _validated(self, number: int, key: Any, raw: dict[Any, Any], unreadable: Collection[Any]) -> Phase | None:
         """The phase, without the fields that are wrong or unreadable; None if `params` is."""
-        numbers = numbers_in_text(raw)
-        self.converted += [f"`{key_name(path)}` of phase {number}" for path in numbers if path[0] not in unreadable]
-        raw = replaced(raw, numbers)
+        errors = phase_errors(raw)
+        if numbers := numbers_in_text(raw, errors):
+            self.converted += [f"`{key_name(path)}` of phase {number}" for path in numbers if path[0] not in unreadable]
+            raw = replaced(raw, numbers)
+            errors = phase_errors(raw)
         wrong_fields = set(unreadable)
-        for details in phase_errors(raw)[:MAX_PROBLEMS]:
+        for details in errors[:MAX_PROBLEMS]:
             # an empty location is the phase itself
             field_name = details["loc"][0] if details["loc"] else "params"
             if field_name not in unreadable:

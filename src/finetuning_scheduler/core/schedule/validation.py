@@ -47,14 +47,14 @@ def phase_errors(raw: Mapping[Any, Any]) -> list[Mapping[str, Any]]:
     return []
 
 
-def numbers_in_text(raw: Mapping[Any, Any]) -> dict[KeyPath, int | float]:
-    """Return the numbers that stand as text in a phase, by their place.
+def numbers_in_text(raw: Mapping[Any, Any], errors: Sequence[Mapping[str, Any]]) -> dict[KeyPath, int | float]:
+    """Return the numbers that stand as text in a phase, which has these errors, by their place.
 
     Where a number is expected, that is all that YAML 1.2 takes for one. Among the arguments of a class, whose types
     nobody knows here, it is only what YAML 1.1 readers such as PyYAML leave as text: `1e-06`.
     """
     numbers: dict[KeyPath, int | float | None] = {}
-    for details in phase_errors(raw):
+    for details in errors:
         if details["type"] in ("int_type", "float_type") and isinstance(details["input"], str):
             value = number(details["input"])
             numbers[details["loc"]] = None if details["type"] == "int_type" and isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""The documentation's page on programs: its blocks run as they stand, and what it says is refused is refused so."""
+"""What the page on programs says is refused is refused with its words, before the first batch."""
 
 from __future__ import annotations
 
@@ -12,185 +12,27 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelPruning, StochasticWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import LBFGS, SGD, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, Phase, Schedule
-from finetuning_scheduler.strategy_adapters.limits import stateless_optimizers
+from finetuning_scheduler.errors import CheckpointError
+from finetuning_scheduler.strategy_adapters.limits import averaged_weights, stateless_optimizers
 from finetuning_scheduler.strategy_adapters.registry import untested_strategy
+from tests.docs import pages, running
+from tests.docs.pages import ROOT
 
-PAGE = (Path(__file__).parent.parent / "docs" / "programs.md").read_text(encoding="utf-8")
-QUIET = (
-    'L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, '
-    "num_sanity_val_steps=0, log_every_n_steps=1, "
-)
-Names = Mapping[str, Any]
-
-
-def sections() -> dict[str, list[str]]:
-    """The Python blocks under each heading that has any."""
-    parts = re.split(r"^#+ (.*)\n", PAGE, flags=re.MULTILINE)
-    blocks = {
-        title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-        for title, text in zip(parts[1::2], parts[2::2], strict=True)
-    }
-    return {title: found for title, found in blocks.items() if found}
-
-
-def transitions(names: Names) -> list[str]:
-    """Which phase came after which, and the learning rates in it."""
-    lines = [line for line in names["said"] if re.match(r"Phase \d+ -> ", line)]
-    return [re.sub(r"Phase (\d+ -> \d+).* learning rates ", r"\1 ", line) for line in lines]
-
-
-def run(*blocks: str) -> dict[str, Any]:
-    torch.manual_seed(0)
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(block.replace("L.Trainer(", QUIET), names)  # the page is ours
-    return names
-
-
-# --- the blocks -------------------------------------------------------------------------------------------------------
-
-
-def scored(names: Names) -> None:
-    assert names["scheduler"].curr_depth == 1
-    assert names["after"] < names["before"]
-
-
-def one_drives(names: Names) -> None:
-    assert names["scheduler"].curr_depth == 1
-    assert type(names["stopping"]) is names["Loud"]
-    assert (
-        "Of 2 callbacks, FTSCheckpoint that monitors 'val_loss' drives the phases; the others only save."
-        in names["said"]
-    )
-    assert names["trainer"].current_epoch == names["stopping"].stopped_epoch + 1 < 6
-    assert len(list(Path().glob("checkpoints/*.ckpt"))) == names["trainer"].current_epoch
-    assert [Path(names["best"].best_model_path)] == list(Path("best").absolute().glob("*.ckpt"))
-
-
-def configured(names: Names) -> None:
-    (scheduler,) = (each for each in names["trainer"].callbacks if isinstance(each, FinetuningScheduler))
-    assert scheduler.curr_depth == 1
-
-
-def judged_by_training(names: Names) -> None:
-    assert names["scheduler"].curr_depth == 1
-    assert names["trainer"].current_epoch == names["stopping"].stopped_epoch + 1 < 6
-    assert float(names["stopping"].best_score) < 10
-
-
-def each_fold_went_through_both_phases(names: Names) -> None:
-    assert transitions(names) == ["0 -> 1 [0.01, 0.001]"] * 2
-
-
-def went_on(names: Names) -> None:
-    assert transitions(names) == ["0 -> 1 [0.01, 0.001]"]
-    assert names["trainer"].current_epoch == 5
-
-
-def searched(names: Names) -> None:
-    assert names["model"].batch_size == 4
-    assert names["rates"].optimal_lr.suggestion() == names["model"].lr != 0.01
-    assert [group["lr"] for group in names["trainer"].optimizers[0].param_groups] == [names["model"].lr, 1e-3]
-
-
-def holds_the_average(names: Names) -> None:
-    assert names["scheduler"].curr_depth == 1
-    saved = torch.load(names["trainer"].checkpoint_callback.best_model_path, weights_only=True)
-    assert not torch.equal(saved["state_dict"]["head.weight"], saved["current_model_state"]["head.weight"])
-
-
-def saved_what_trains(names: Names) -> None:
-    assert names["scheduler"].curr_depth == 1
-    saved = [set(torch.load(f"slim/epoch={epoch}.ckpt", weights_only=True)["state_dict"]) for epoch in range(4)]
-    head, body = {"head.weight", "head.bias"}, {"body.weight", "body.bias"}
-    assert saved == [head, head, head | body, head | body]
-
-
-def ended_inside_an_epoch(names: Names) -> None:
-    assert names["scheduler"].curr_depth == 1
-    assert names["trainer"].global_step == 12  # all of one epoch
-
-
-def left_the_body_frozen(names: Names) -> None:
-    assert [set(phase.params) for phase in names["scheduler"].ft_schedule.phases] == [{"head.weight", "head.bias"}]
-    assert len([line for line in names["said"] if "left out of the generated schedule: body.*" in line]) == 1
-    assert not any(parameter.requires_grad for parameter in names["model"].body.parameters())
-
-
-def trained_the_temperature(names: Names) -> None:
-    assert names["temperature"].item() != 1.0
-
-
-def split_each_phase(names: Names) -> None:
-    assert names["decays"] == [0.01, 0.0, 0.01, 0.0]
-
-
-def followed_the_lambda(names: Names) -> None:
-    assert transitions(names) == ["0 -> 1 [0.0025, 0.001]", "0 -> 1 [0.0025, 0.00025]"]
-    assert names["trainer"].optimizers[0].param_groups[-1]["lr"] == 1e-3 * 0.5**3
-
-
-def got_a_shape(names: Names) -> None:
-    assert names["scheduler"].curr_depth == 1
-    assert names["model"].body.weight.shape == (8, 8)
-
-
-def resumed_as_if_uninterrupted(names: Names) -> None:
-    assert names["notes"].entered == [1]
-    assert names["again"].phase == 1
-    assert names["again"].finished
-    names["train"](names["model"], names["runner"], epochs=1)
-    expected = names["model"].state_dict()
-    assert {name: torch.equal(value, expected[name]) for name, value in names["resumed"].state_dict().items()} == (
-        dict.fromkeys(expected, True)
-    )
-
-
-FIRST = "Programs around a fit"
-ELSEWHERE = {("Loops written by hand", 1)}  # needs ranks: tests/distributed/test_pages.py
-HOLDS: dict[tuple[str, int], Callable[[Names], None]] = {
-    ("Scoring", 0): scored,
-    ("Callbacks of your own", 0): one_drives,
-    ("From `configure_callbacks`", 0): configured,
-    ("A metric of the training", 0): judged_by_training,
-    ("Folds, and fitting again", 0): each_fold_went_through_both_phases,
-    ("Folds, and fitting again", 1): went_on,
-    ("Searches for a learning rate or a batch size", 0): searched,
-    ("Averages of weights", 0): holds_the_average,
-    ("Slim checkpoints", 0): saved_what_trains,
-    ("Epochs without end", 0): ended_inside_an_epoch,
-    ("What came frozen", 0): left_the_body_frozen,
-    ("Optimizers and LR schedulers", 0): trained_the_temperature,
-    ("Optimizers and LR schedulers", 1): split_each_phase,
-    ("Optimizers and LR schedulers", 2): followed_the_lambda,
-    ("Optimizers and LR schedulers", 3): got_a_shape,
-    ("Loops written by hand", 0): resumed_as_if_uninterrupted,
-}
-
-
-def test_every_block_is_run() -> None:
-    on_the_page = {(title, number) for title, blocks in sections().items() for number in range(len(blocks))}
-    assert on_the_page == {(FIRST, 0), *HOLDS, *ELSEWHERE}
-
-
-@pytest.mark.parametrize(("title", "number"), HOLDS, ids=[f"{title} {number}" for title, number in HOLDS])
-def test_a_block_does_what_the_page_says(
-    title: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: Callable[[], list[str]]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    names = run(sections()[FIRST][0], sections()[title][number])
-    HOLDS[title, number]({**names, "said": messages()})
-
-
-# --- what is not supported --------------------------------------------------------------------------------------------
+PAGE = "docs/programs.md"
 
 TWO_PHASES: dict[int, dict[str, Any]] = {
     0: {"params": ["head.*"], "max_transition_epoch": 1},
@@ -297,14 +139,14 @@ REFUSED: dict[str, Refused] = {
     "`FTSCheckpoint` without `monitor`": saves(FTSCheckpoint),
     "`reinit_optim_cfg`": Refused(options={"reinit_optim_cfg": {"optimizer_init": {"class_path": "torch.optim.SGD"}}}),
     "`epoch_transitions_only`": Refused(options={"epoch_transitions_only": True}),
-    "resuming from": Refused(resumes=True),
+    "resuming from a checkpoint of plain Lightning": Refused(resumes=True),
     "other strategies": Refused(trainer={"strategy": Untested("cpu")}),
 }
 
 
 def rows() -> dict[str, str]:
     """The message of each row of the page's table, by what it is about."""
-    lines = PAGE.split("## What is not supported")[1].split("\n| ")[2:]
+    lines = (ROOT / PAGE).read_text(encoding="utf-8").split("## What is not supported")[1].split("\n| ")[2:]
     cells = [re.split(r" \| ", line) for line in lines]
     return {about: message for about, message, _ in cells}
 
@@ -316,7 +158,7 @@ def message_of(beginning: str) -> str:
 
 
 def classifier(optimizers: Callable[[Any], Any]) -> pl.LightningModule:
-    module: pl.LightningModule = run(sections()[FIRST][0])["Classifier"]()
+    module: pl.LightningModule = running.run(pages.blocks(PAGE, "python")[:1], {})["Classifier"]()
     module.configure_optimizers = lambda: optimizers(module)  # type: ignore[method-assign]
     return module
 
@@ -361,8 +203,27 @@ def without_state() -> str:
     return str(problem)
 
 
-OTHERS: dict[str, Callable[[], str | None]] = {  # what takes several devices or processes to meet
+def averages_of_shards() -> str:
+    strategy = FSDPStrategy.__new__(FSDPStrategy)
+    trainer: Any = SimpleNamespace(callbacks=[EMAWeightAveraging()], strategy=strategy)
+    (problem,) = averaged_weights(trainer)
+    return str(problem)
+
+
+def of_the_other_package() -> str:
+    """Said when its state has been loaded; whole fits stand in the tests of its checkpoints."""
+    from finetuning_scheduler._entry import Entry
+
+    entry: Any = SimpleNamespace(loaded={"fts_metadata": {}})
+    with pytest.raises(CheckpointError) as caught:
+        Entry._refuse_foreign_checkpoint(entry, "old.ckpt")
+    return str(caught.value)
+
+
+OTHERS: dict[str, Callable[[], str | None]] = {  # what takes several devices, packages or processes to meet
     "`lightning` and `pytorch_lightning`": two_packages,
+    "`WeightAveraging` with": averages_of_shards,
+    "resuming from a checkpoint of the 2.x package": of_the_other_package,
     "DeepSpeed": lambda: untested_strategy(DeepSpeedStrategy.__new__(DeepSpeedStrategy)),
     "SGD without momentum": without_state,
 }

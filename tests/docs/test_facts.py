@@ -12,7 +12,7 @@ from finetuning_scheduler.core import json_schema
 
 pytestmark = pytest.mark.quick
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PACKAGE = Path(finetuning_scheduler.__file__).parent
 
@@ -33,10 +33,10 @@ def test_plain_pytorch_example_runs_to_the_end_in_under_twenty_lines():
     assert len([line for line in block.splitlines() if line.strip()]) < 20
 
 
-def test_every_constructor_argument_is_in_the_readme():
+def test_every_constructor_argument_is_on_its_page():
     import inspect
 
-    table = README.read_text(encoding="utf-8").split("## Arguments\n")[1].split("\n## ")[0]
+    table = (ROOT / "docs" / "guide" / "arguments.md").read_text(encoding="utf-8")
     arguments = set(inspect.signature(finetuning_scheduler.FinetuningScheduler).parameters)
     assert arguments == set(re.findall(r"`([a-z0-9_]+)`", "\n".join(re.findall(r"^\|([^|]*)\|", table, re.MULTILINE))))
 
@@ -53,3 +53,9 @@ def test_the_map_of_the_house_names_what_is_there_and_every_module_of_the_core()
     assert {name for name in named if not any((home / name).exists() for home in homes)} == set()
     core = {path.name for path in (PACKAGE / "core").iterdir() if not path.name.startswith("__")}
     assert {name for name in core if not {name, f"core/{name}"} & named} == set()
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.name)
+def test_the_files_that_a_page_of_the_root_links_to_are_there(page):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
