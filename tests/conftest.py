@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.register_assert_rewrite("tests.reference")  # before any test imports it
+# before any test imports them
+pytest.register_assert_rewrite("tests.reference", "tests.programs.toy_programs", "tests.programs.processes")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch.set_num_threads(1)

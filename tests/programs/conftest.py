@@ -10,8 +10,6 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest.register_assert_rewrite("tests.programs.toy_programs", "tests.programs.processes")
-
 LOGGER = "finetuning_scheduler"
 
 
