@@ -18,6 +18,7 @@ from ._lightning import (
     Trainer,
     at_end_of_epoch,
     begins_epoch_again,
+    goes_on_in_epoch,
     install_lr_scheduler,
     install_optimizer,
     installer,
@@ -377,6 +378,11 @@ class Fit(Listener):
                 checkpoint.update(optimizer_states(self.trainer))
             finally:
                 install_present()
+
+    def take_back(self, checkpoint: dict[str, Any]) -> None:
+        """Let a search for a learning rate or a batch size go back into the epoch in which it began."""
+        if "epoch_is_over" in checkpoint.get("callbacks", {}).get(self.owner.state_key, {}):
+            goes_on_in_epoch(checkpoint)
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold what a best checkpoint of an earlier phase may leave out."""

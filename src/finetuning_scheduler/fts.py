@@ -17,6 +17,7 @@ from ._lightning import (
     MisconfigurationException,
     Trainer,
     TrainerFn,
+    is_search_checkpoint,
     refuse_other_package,
     remembered,
 )
@@ -300,6 +301,8 @@ class FinetuningScheduler(AttachableCallback):
         """Forget what an earlier fit of the same trainer left: a checkpoint's progress takes its place."""
         if self._fit is not None and trainer.state.fn == TrainerFn.FITTING:
             self._fit.entry.load(None)
+            if is_search_checkpoint(trainer.ckpt_path):
+                self._fit.take_back(checkpoint)
             with as_misconfiguration(), in_file(trainer.ckpt_path):
                 self._fit.entry.refuse_damaged(trainer.ckpt_path)
                 self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))

@@ -35,6 +35,7 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
     "make test": Step("make test"),
     "make venv": Step("      - run: make venv PYTHON=python", WORKFLOW),
     "make docs": Step("make docs"),
+    "make faults": "tests/faults/test_disks.py::test_runs_killed_at_random_moments_are_resumed_bitwise",
     "python benchmarks/silent_failures.py": (
         "tests/docs/test_measured.py::test_what_fails_silently_without_a_schedule_does_not_with_one"
     ),

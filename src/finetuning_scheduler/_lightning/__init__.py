@@ -41,6 +41,7 @@ from .package import (
 from .training import (
     begins_epoch_again,
     datamodule_of,
+    goes_on_in_epoch,
     holds_weights,
     install_lr_scheduler,
     install_optimizer,
@@ -87,6 +88,7 @@ __all__ = [
     "default_checkpoint_directory",
     "forget_checkpoints",
     "forget_scores",
+    "goes_on_in_epoch",
     "holds_weights",
     "install_lr_scheduler",
     "install_optimizer",

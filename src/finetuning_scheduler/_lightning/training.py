@@ -161,10 +161,20 @@ def begins_epoch_again(checkpoint: dict[str, Any]) -> bool:
     starts = total["ready"] - 1 == total["started"] == total["processed"] == total["completed"]
     if not (starts and current["completed"] and loop["epoch_loop.batch_progress"]["current"]["ready"]):
         return False
-    for counters in (total, current):
-        counters["ready"] -= 1
-        counters["completed"] -= 1
+    _count_epochs(checkpoint, -1)
     return True
+
+
+def goes_on_in_epoch(checkpoint: dict[str, Any]) -> None:
+    """Take back what :func:`begins_epoch_again` has made of a checkpoint: the program that wrote it is still there."""
+    _count_epochs(checkpoint, 1)
+
+
+def _count_epochs(checkpoint: dict[str, Any], number: int) -> None:
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for counters in (progress["total"], progress["current"]):
+        counters["ready"] += number
+        counters["completed"] += number
 
 
 def installer(trainer: Trainer) -> Callable[[], None]:
