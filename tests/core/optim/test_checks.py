@@ -285,6 +285,12 @@ FOUND_BY_STEPPING = [
         "expected `max_lr` of torch.optim.lr_scheduler.CyclicLR to be a number, got '0.2'",
     ),
     (new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": 3}), "not iterable"),
+    # what is only used after many steps
+    (new_lr_scheduler(STEP_LR, {"step_size": 1_000, "gamma": None}), "unsupported operand"),
+    (
+        new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [1_000], "gamma": [1]}),
+        "unsupported operand",
+    ),
     (new_lr_scheduler("torch.optim.lr_scheduler.PolynomialLR", {"power": [1]}), "unsupported operand"),
     (new_lr_scheduler("torch.optim.lr_scheduler.ExponentialLR", {"gamma": [0.5]}), "can't multiply sequence"),
     (
