@@ -318,7 +318,6 @@ class Fit(Listener):
         def load(path: str) -> None:
             self.adapter.restore(path, self.session, self.owner.state_key)
 
-        # A copy of the best state in memory would be asked first here.
         with as_misconfiguration():
             restored = restore_best(checkpoint, load, self.entry.ranks, self.report)
         if not restored and not self._told_of_no_score:

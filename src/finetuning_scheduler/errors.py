@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-MAX_PROBLEMS = 5_000  # that are looked for; nobody reads more
+MAX_PROBLEMS = 5_000  # of a kind, that are looked for; nobody reads more
 _MAX_SHOWN = 100
 _MAX_CHARACTERS = 4_000
 
@@ -84,7 +84,7 @@ class ScheduleError(ValueError):
         headline = f"{len(self.problems)} problems found" if self.headline is None else self.headline
         lines = [f"{i}. {problem}" for i, problem in enumerate(self.problems[:_MAX_SHOWN], start=1)]
         if len(self.problems) > _MAX_SHOWN:
-            lines.append(f"... and {len(self.problems) - _MAX_SHOWN:,} more: the attribute `problems` has all")
+            lines.append(f"... and {len(self.problems) - _MAX_SHOWN:,} more, in the attribute `problems`")
         return "\n".join([f"{headline}:", *lines])
 
 

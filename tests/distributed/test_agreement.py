@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,39 @@ def test_a_copy_that_cannot_be_written_is_told_on_every_rank(tmp_path: Path) -> 
     first, second = harness.run_ranks(fit_with_a_gap, 2, tmp_path)
     assert first == second
     assert "no copy with the phases renumbered from 0 could be written" in first
+
+
+def fit_with_a_module_that_leaves(root: Path, options: dict[str, Any]) -> str:
+    """A module that schedule or arguments name leaves the program when it is imported."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from finetuning_scheduler import FinetuningScheduler
+
+    folder = root / str(harness.rank())
+    folder.mkdir()
+    (folder / "may_leave.py").write_text("import sys\nsys.exit(3)\n")
+    sys.path.insert(0, str(folder))
+    scheduler = FinetuningScheduler(**{"ft_schedule": PHASES, "restore_best": False, **options})
+    with pytest.raises(MisconfigurationException) as error:
+        cases.make_trainer(root, 2, cases.ddp(), callbacks=[scheduler]).fit(Classifier())
+    return str(error.value)
+
+
+NAMES_A_MODULE: dict[str, dict[str, Any]] = {
+    "an adapter": {"custom_strategy_adapters": {"DDPStrategy": "may_leave:Adapter"}},
+    "a schedule": {
+        "ft_schedule": {
+            0: {"params": [*HEAD]},
+            1: {"params": [*THIRD], "new_optimizer": {"optimizer_init": {"class_path": "may_leave.Optimizer"}}},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("options", NAMES_A_MODULE.values(), ids=NAMES_A_MODULE)
+def test_a_module_that_leaves_the_program_is_told_on_every_rank(options: dict[str, Any], tmp_path: Path) -> None:
+    for message in harness.run_ranks(fit_with_a_module_that_leaves, 2, tmp_path, options):
+        assert "it calls sys.exit(3)" in message
 
 
 def fail_surprisingly(*_: Any, **__: Any) -> None:

@@ -33,6 +33,13 @@ class Counting(StrategyAdapter):
 
 class NoAdapter:
     """Something else."""
+
+
+class Leaving(StrategyAdapter):
+    """Leaves the program."""
+
+    def __init__(self) -> None:
+        raise SystemExit(3)
 '''
 ENTRY_POINTS = "[finetuning_scheduler.strategy_adapters]\ncounting = third_party_adapters:Counting\n"
 
@@ -44,6 +51,8 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = site / "third_party_adapters-1.0.dist-info"
     metadata.mkdir(parents=True)
     (site / "third_party_adapters.py").write_text(THIRD_PARTY, encoding="utf-8")
+    (site / "leaves_on_import.py").write_text("import sys\nsys.exit(3)\n", encoding="utf-8")
+    (site / "breaks_on_import.py").write_text("raise RuntimeError('no device')\n", encoding="utf-8")
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party-adapters\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text(ENTRY_POINTS, encoding="utf-8")
     monkeypatch.syspath_prepend(site)
@@ -77,6 +86,18 @@ def test_a_third_party_adapter_is_used_and_configured(name: str, flag: str, tmp_
         (
             {"custom_strategy_adapters": {"single_device": "third_party_adapters:NoAdapter"}},
             "expected a subclass of StrategyAdapter, got 'third_party_adapters:NoAdapter'",
+        ),
+        (
+            {"custom_strategy_adapters": {"single_device": "leaves_on_import:Adapter"}},
+            r"'leaves_on_import:Adapter' cannot be imported \(it calls sys.exit\(3\)\)",
+        ),
+        (
+            {"custom_strategy_adapters": {"single_device": "breaks_on_import:Adapter"}},
+            r"'breaks_on_import:Adapter' cannot be imported \(no device\)",
+        ),
+        (
+            {"custom_strategy_adapters": {"single_device": "third_party_adapters:Leaving"}},
+            "Leaving does not take `strategy_adapter_cfg`",
         ),
         ({"strategy_adapter_cfg": {"wheels": 4}}, "does not take `strategy_adapter_cfg`"),
     ],

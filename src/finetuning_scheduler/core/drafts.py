@@ -84,8 +84,8 @@ def _locked(target: Path) -> IO[bytes]:
         file = path.open("xb")
         if fcntl is not None:
             with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists():  # nobody has taken it for a leftover before the lock was there
+                fcntl.flock(file, fcntl.LOCK_EX)  # waits for a run that takes it for a leftover and removes it
+        if path.exists():
             return file
         file.close()
 

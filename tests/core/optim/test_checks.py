@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -270,8 +271,26 @@ FOUND_BY_STEPPING = [
         new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": "4 epochs"}),
         "expected `T_max` of torch.optim.lr_scheduler.CosineAnnealingLR to be a number, got '4 epochs'",
     ),
+    (
+        new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": "4"}),
+        "expected `T_max` of torch.optim.lr_scheduler.CosineAnnealingLR to be a number, got '4'",
+    ),
     (new_lr_scheduler("torch.optim.lr_scheduler.CosineAnnealingLR", {"T_max": 0}), "modulo by zero"),
+    (  # it would never come
+        new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [2, "3"]}),
+        "expected `milestones` of torch.optim.lr_scheduler.MultiStepLR to be a number, got '3'",
+    ),
+    (
+        new_lr_scheduler("torch.optim.lr_scheduler.CyclicLR", {"base_lr": 0.1, "max_lr": "0.2"}),
+        "expected `max_lr` of torch.optim.lr_scheduler.CyclicLR to be a number, got '0.2'",
+    ),
     (new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": 3}), "not iterable"),
+    # what is only used after many steps
+    (new_lr_scheduler(STEP_LR, {"step_size": 1_000, "gamma": None}), "unsupported operand"),
+    (
+        new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [1_000], "gamma": [1]}),
+        "unsupported operand",
+    ),
     (new_lr_scheduler("torch.optim.lr_scheduler.PolynomialLR", {"power": [1]}), "unsupported operand"),
     (new_lr_scheduler("torch.optim.lr_scheduler.ExponentialLR", {"gamma": [0.5]}), "can't multiply sequence"),
     (
@@ -287,6 +306,10 @@ FOUND_BY_STEPPING = [
     (
         new_optimizer(ADAMW, weight_decay="none"),
         "expected `weight_decay` of torch.optim.AdamW to be a number, got 'none'",
+    ),
+    (  # it would be taken for true
+        new_optimizer(ADAMW, amsgrad="no"),
+        "expected `amsgrad` of torch.optim.AdamW to be true or false, got 'no'",
     ),
     (new_optimizer("torch.optim.Optimizer"), "to name a subclass of torch.optim.optimizer.Optimizer, got"),
     (new_optimizer(f"{__name__}.Abstract"), "NotImplementedError"),
@@ -328,6 +351,7 @@ def test_what_only_a_step_shows_is_found_before_training_with_its_line(
     [
         new_lr_scheduler(ONE_CYCLE, {"max_lr": 0.1, "total_steps": 2}),
         new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [1, 2]}),
+        new_lr_scheduler("torch.optim.lr_scheduler.CyclicLR", {"base_lr": 0.1, "max_lr": 0.2, "mode": "exp_range"}),
         new_lr_scheduler(PLATEAU, {"patience": 10_000}, pl_lrs_cfg={"monitor": "val_loss"}),
         new_optimizer("torch.optim.Muon", lr=0.1),
         new_optimizer(ADAMW, betas=[0.9, 0.99], fused=True),
@@ -336,6 +360,16 @@ def test_what_only_a_step_shows_is_found_before_training_with_its_line(
 )
 def test_what_can_step_is_taken(phase: dict[str, Any]) -> None:
     assert resolve({0: {"params": ["head.bias"]}, 1: {"params": ["upper.weight"], **phase}}, Model()).schedule[1]
+
+
+def test_many_milestones_are_taken_in_little_time() -> None:
+    """Also where the model is known."""
+    phase = new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": list(range(10_000))})
+    start = time.thread_time()
+    runner = runner_of(schedule_of(phase))
+    runner.thaw_to(1)
+    assert time.thread_time() - start < 3.0
+    assert len(runner.lr_schedulers[0].milestones) == 10_000  # type: ignore[attr-defined]
 
 
 def test_a_module_that_leaves_the_program_is_a_problem_like_others(

@@ -3,13 +3,18 @@
 import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from torch import nn
 
+from finetuning_scheduler.core import drafts
 from finetuning_scheduler.core.drafts import draft_of
 from finetuning_scheduler.core.prepare import resolve
 from finetuning_scheduler.core.schedule import Schedule
@@ -134,6 +139,7 @@ def test_several_runs_in_one_directory_lose_nothing_and_do_not_fail(tmp_path: Pa
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from finetuning_scheduler.core import drafts
 from finetuning_scheduler.core.drafts import draft_of
 with draft_of(Path(sys.argv[1])) as file:
     file.write(b"half")
@@ -151,6 +157,35 @@ def test_a_draft_of_a_killed_run_is_removed_by_the_next_and_one_in_use_is_not(tm
         assert not leftover.exists()
         assert Path(in_use.name).exists()
     assert set(contents(tmp_path)) == {"Toy_ft_schedule.yaml"}
+
+
+@pytest.mark.skipif(drafts.fcntl is None, reason="there are no locks of this kind")
+def test_a_draft_that_is_about_to_be_taken_for_a_leftover_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run holds the lock on it, and is about to remove it, before its writer does."""
+    others: list[threading.Thread] = []
+
+    def taken_first(file: Any, how: int) -> None:
+        if not others:
+            taken = Path(file.name).open("rb")  # noqa: SIM115 - closed by the thread
+            fcntl.flock(taken, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            others.append(threading.Thread(target=remove_later, args=(taken,)))
+            others[0].start()
+        fcntl.flock(file, how)
+
+    def remove_later(taken: Any) -> None:
+        time.sleep(0.1)
+        Path(taken.name).unlink()
+        taken.close()
+
+    fcntl = drafts.fcntl
+    monkeypatch.setattr(drafts, "fcntl", SimpleNamespace(**{**vars(fcntl), "flock": taken_first}))
+    with draft_of(tmp_path / "x.yaml") as file:
+        others[0].join()
+        file.write(b"whole")
+        drafts.publish(file, tmp_path / "x.yaml")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x.yaml": b"whole"}
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", ".", "..", "", "x" * 400, "Größe", "a b\nc", "C:evil"])

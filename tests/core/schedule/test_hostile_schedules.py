@@ -23,6 +23,7 @@ REALISTIC = ParameterIndex(
 )
 
 SLOW = {
+    "any name of any name": r"(.*)*biasX",
     "a repeat of a repeat": r"(\w|\w\w)+X",
     "a repeat of words": r"([a-z]+\.?)+X",
     "two ways to repeat": r"(.*)*(.*)*(.*)*X\1",
@@ -61,6 +62,7 @@ def test_a_selector_that_takes_too_long_is_named_and_spoils_no_other(monkeypatch
 
 INVALID = {
     "a comment without end": ("x(?#" + "(" * 100_000, "more than 10,000 characters"),
+    "a comment of open sets": ("x(?#*" + "[" * 100_000, "more than 10,000 characters"),
     "a shorter one": ("x(?#" + "[" * 9_000, "unterminated comment"),
     "brackets": ("(" * 5_000, "maximum recursion depth exceeded"),
     "repeats inside one another": ("(?:(?:(?:a{999}){999}){999})", "more than 10,000 repeats inside one another"),
@@ -76,6 +78,25 @@ def test_an_expression_larger_than_any_model_needs_is_refused(selector: str, rea
     [problem] = joined(resolution.errors).problems
     assert reason in problem.message
     assert len(str(problem)) < 20_000
+
+
+def test_what_stands_behind_an_open_set_in_a_comment_counts() -> None:
+    resolution = read({0: {"params": ["(?#[)(?:(?:a{999}){999}){999}"]}}, REALISTIC)
+    [problem] = joined(resolution.errors).problems
+    assert "more than 10,000 repeats inside one another" in problem.message
+
+
+def test_every_selector_of_a_large_model_is_tried_in_time() -> None:
+    """40,000 names, and 100 selectors, half of which begin with anything."""
+    names = ("a.weight", "a.bias", "b.weight", "b.bias")
+    index = ParameterIndex(tuple(f"layers.{number}.{name}" for number in range(10_000) for name in names))
+    phases = {
+        number: {"params": [rf"layers\.{number}\..*", rf".*\.{9_000 + number}\.(a|b)\.weight"]} for number in range(50)
+    }
+    start = time.thread_time()
+    resolution = read(phases, index)
+    assert time.thread_time() - start < 2.0
+    assert [len(phase.params) for phase in resolution.schedule.phases] == [6] * 50
 
 
 def aliased() -> str:
@@ -99,6 +120,14 @@ FILES: dict[str, tuple[Callable[[], str], str]] = {
     ),
     "very many expressions of nothing": (
         lambda: "0:\n  params:\n" + "".join(f"  - .*nothing{i}.*x.*\n" for i in range(50_000)),
+        "expected to match a parameter, but matches none",
+    ),
+    "many comments of open sets": (
+        lambda: "0:\n  params:\n" + "".join(f"  - 'x(?#{'[' * 9_900})nothing{i}'\n" for i in range(100)),
+        "expected to match a parameter, but matches none",
+    ),
+    "many comments of open sets that end in an escape": (
+        lambda: "0:\n  params:\n" + "".join(f"  - 'x(?#{'[' * 9_900}\\])nothing{i}'\n" for i in range(100)),
         "expected to match a parameter, but matches none",
     ),
     "very many phases": (

@@ -6,6 +6,7 @@ parts: what a schedule says by itself, and what depends on the model and its opt
 
 from __future__ import annotations
 
+import collections.abc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -135,16 +136,30 @@ def _step_often(optimizer: Optimizer) -> None:
 
 
 def _text_for_numbers(kind: type[Any], init: ClassInit) -> Iterator[Complaint]:
-    """Find text where a class says that it takes numbers; it might find out only after thousands of steps."""
+    """Find text where a class says that it takes numbers or truth values, also in a list of these.
+
+    The class might find out only after thousands of steps, or never: a milestone in quotes is none, `no` is true.
+    """
     try:
-        hints = get_type_hints(kind.__init__)
+        # PyTorch imports these names for type checkers only
+        hints = get_type_hints(kind.__init__, localns=vars(collections.abc))
     except Exception:  # noqa: BLE001  # annotations that cannot be resolved say nothing
         return
     for name, value in init.init_args.items():
-        takes = {*get_args(hints.get(name)), hints.get(name)}
-        if isinstance(value, str) and takes & {int, float} and not any(_takes_text(each) for each in takes):
-            message = f"expected `{name}` of {init.class_path} to be a number, got {value!r}"
-            yield message, "Write a number without quotes."
+        takes = set(_kinds_in(hints.get(name)))
+        text = next((each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)), None)
+        if text is None or not takes & {int, float, bool} or any(_takes_text(each) for each in takes):
+            continue
+        wanted, fix = ("a number", "Write a number") if takes & {int, float} else ("true or false", "Write one of them")
+        yield f"expected `{name}` of {init.class_path} to be {wanted}, got {text!r}", f"{fix} without quotes."
+
+
+def _kinds_in(hint: Any) -> Iterator[Any]:
+    """Give an annotation and those it is made of: of a list, what it holds; of a function, nothing more."""
+    yield hint
+    if get_origin(hint) not in (Literal, Callable):
+        for inner in get_args(hint):
+            yield from _kinds_in(inner)
 
 
 def _takes_text(kind: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import SGD, Adadelta, Adam, Optimizer, SparseAdam
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from ..schedule.model import OptimizerSpec
 from .build import emptied, import_class
@@ -76,11 +76,16 @@ def step_stand_in(optimizer: Optimizer) -> None:
 def step_scheduler(scheduler: LRScheduler, times: int = 4) -> None:
     """Let a scheduler of a stand-in step, each time after its optimizer; no further than it is made for.
 
-    One that waits for a metric gets one that does not improve, until it acts.
+    One that waits for a metric gets one that does not improve, until it acts; one that waits for a number of steps
+    begins just before it acts.
     """
     for each in nested(scheduler):
         if isinstance(each, OneCycleLR):
             times = min(times, each.total_steps - 1)
+        elif isinstance(each, StepLR):
+            each.last_epoch = max(each.last_epoch, each.step_size - 2)
+        elif isinstance(each, MultiStepLR) and each.milestones:
+            each.last_epoch = max(each.last_epoch, min(each.milestones) - 2)
     if isinstance(scheduler, ReduceLROnPlateau):
         times += min(scheduler.patience, _MOST_PATIENT)
     for _ in range(times):

@@ -84,9 +84,8 @@ def _write_beside_others(
 
 def _set_aside(path: Path) -> None:
     """Give a file the first unused number; another run may do the same at the same time."""
-    taken = path.with_name(
-        f"{path.stem}_kept_{uuid.uuid4().hex}{path.suffix}"
-    )  # under this name, it is this run's only
+    # under this name, it is this run's only
+    taken = path.with_name(f"{path.stem}_kept_{uuid.uuid4().hex}{path.suffix}")
     try:
         path.rename(taken)
     except FileNotFoundError:

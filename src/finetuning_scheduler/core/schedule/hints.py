@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from .expression import INVALID, Clock, Expression, compiled
+from .expression import INVALID, MAX_CHARACTERS, Clock, Expression, compiled
 from .names import ParameterIndex, matching_names
 from .patterns import grouped, number_boundaries, with_dots_escaped, with_numbers_guarded
 
@@ -29,6 +29,8 @@ def suggested_pattern(selector: str, index: ParameterIndex, clock: Clock) -> tup
     Raises:
         TimeoutError: The time is up.
     """
+    if len(selector) > MAX_CHARACTERS:
+        return None
     bare = selector.removeprefix(_PREFIX).strip()
     tried = [(bare, matching_names)] if bare not in ("", selector) else []
     tried += [(_from_glob(bare), matching_names)] if "*" in bare or "?" in bare else []

@@ -5,32 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-_TOKEN = re.compile(
+_SET = r"\[\^?\]?(?:\\.|[^\]\\])*\]"
+_OTHERS = (
     r"\\."  # an escaped character
-    r"|\[\^?\]?(?:\\.|[^\]\\])*\]"  # a set of characters
     r"|[*+?][?+]?|\{\d*,?\d*\}[?+]?"  # a quantifier
-    r"|.",
-    re.DOTALL,
+    r"|."
 )
+# a bracket that is never closed takes all that follows, so that this is looked through once
+_TOKEN = re.compile(rf"{_SET}|\[(?:\\.|[^\]\\])*\\?|{_OTHERS}", re.DOTALL)
+_TOKEN_OUTSIDE_SETS = re.compile(_OTHERS, re.DOTALL)
+_WHOLE_SET = re.compile(_SET, re.DOTALL)
 _QUANTIFIERS = ("*", "+", "?", "{")
 _COUNTED = re.compile(r"\{(\d*)(,?)(\d*)\}[?+]?")
 _SMALL_REPEAT = 4
-_MOST_WIDE, _MOST_NARROW = (
-    3,
-    4,
-)  # quantifiers, and groups of alternatives, with which a name of 200 characters still takes well under a second
+# quantifiers, and groups of alternatives, with which a name of 200 characters still takes well under a second
+_MOST_WIDE = 3
+_MOST_NARROW = 4
 
 
 def grouped(pattern: str) -> str:
     """Put a pattern in parentheses where it needs them to be a part of a longer one."""
-    return f"(?:{pattern})" if _has_alternatives(_TOKEN.findall(pattern)) else pattern
+    return f"(?:{pattern})" if _has_alternatives(_tokens(pattern)) else pattern
 
 
 def leading_parts(pattern: str) -> Iterator[str | None]:
     """What every match begins with, as far as the pattern fixes it: literal text, and None for any one character."""
-    tokens = _TOKEN.findall(pattern)
     # a comment may hold parentheses and brackets that mean nothing
-    if "(?#" in pattern or _has_alternatives(tokens):
+    if "(?#" in pattern or _has_alternatives(tokens := _tokens(pattern)):
         return
     literal = ""
     for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
@@ -54,7 +55,7 @@ def may_take_long(pattern: str) -> bool:
         pattern = pattern.replace(harmless, "")
     if re.search(r"\(\?|\\[1-9]", pattern):  # look-arounds, flags, comments, references
         return True
-    tokens = _TOKEN.findall(pattern)
+    tokens = _tokens(pattern)
     wide = narrow = 0
     alternatives: list[int] = []  # of each open group
     for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
@@ -77,7 +78,7 @@ def largest_repeat(pattern: str) -> float:
     largest = 1.0
     inside = [1.0]  # the largest product within each open group
     closed = 1.0  # that of the group that has just been closed
-    for token in _TOKEN.findall(pattern):
+    for token in _tokens(pattern):
         if token == "(":
             inside.append(1.0)
         elif token == ")" and len(inside) > 1:
@@ -93,7 +94,7 @@ def largest_repeat(pattern: str) -> float:
 
 def number_boundaries(pattern: str) -> list[int]:
     """The places of the unescaped dots beside a number, which may match its further digits."""
-    tokens = _TOKEN.findall(pattern)
+    tokens = _tokens(pattern)
     dots = [place for place, token in enumerate(tokens) if token == "."]
     return [place for place in dots if _is_after_number(tokens, place) or _is_before_number(tokens, place)]
 
@@ -110,7 +111,7 @@ def with_numbers_guarded(pattern: str, places: Collection[int]) -> str:
 
 def _with_boundaries(pattern: str, places: Collection[int], after: str, before: str, *, keep_dot: bool) -> str:
     """Put a boundary after or before the numbers; a dot without a quantifier gives way to it unless it is kept."""
-    tokens = _TOKEN.findall(pattern)
+    tokens = _tokens(pattern)
     for place in places:
         quantified = _is_quantified(tokens, place)
         dot = "." if quantified or keep_dot else ""
@@ -121,6 +122,15 @@ def _with_boundaries(pattern: str, places: Collection[int], after: str, before: 
         else:
             tokens[place] = f"{dot}{before}"
     return "".join(tokens)
+
+
+def _tokens(pattern: str) -> list[str]:
+    """Take a pattern apart, in time that grows linearly with its length."""
+    tokens: list[str] = _TOKEN.findall(pattern)
+    if tokens and tokens[-1].startswith("[") and not _WHOLE_SET.fullmatch(tokens[-1]):
+        never_closed = tokens.pop()
+        tokens += _TOKEN_OUTSIDE_SETS.findall(never_closed)
+    return tokens
 
 
 def _literal(token: str) -> str | None:
