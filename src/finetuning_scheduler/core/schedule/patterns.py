@@ -12,6 +12,10 @@ _TOKEN = re.compile(
     r"|.",
     re.DOTALL,
 )
+# escaped characters and sets, which are kept, or a part that makes no expression slower than it is without it
+_KEPT_OR_HARMLESS = re.compile(
+    r"(\\.|\[\^?\]?(?:\\.|[^\]\\])*\])|\A\(\?[aims]+\)|\(\?!\\d\)|\(\?<!\\d\)|(?<=\()\?:", re.DOTALL
+)
 _QUANTIFIERS = ("*", "+", "?", "{")
 _COUNTED = re.compile(r"\{(\d*)(,?)(\d*)\}[?+]?")
 _SMALL_REPEAT = 4
@@ -28,9 +32,10 @@ def grouped(pattern: str) -> str:
 
 def leading_parts(pattern: str) -> Iterator[str | None]:
     """What every match begins with, as far as the pattern fixes it: literal text, and None for any one character."""
+    if "(?#" in pattern:  # a comment may hold parentheses and brackets that mean nothing
+        return
     tokens = _TOKEN.findall(pattern)
-    # a comment may hold parentheses and brackets that mean nothing
-    if "(?#" in pattern or _has_alternatives(tokens):
+    if _has_alternatives(tokens):
         return
     literal = ""
     for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
@@ -50,9 +55,10 @@ def leading_parts(pattern: str) -> Iterator[str | None]:
 
 def may_take_long(pattern: str) -> bool:
     """Whether a backtracking engine may take long over one name: judged by the form, on the safe side."""
-    for harmless in ("?:", r"(?!\d)", r"(?<!\d)"):
-        pattern = pattern.replace(harmless, "")
-    if re.search(r"\(\?|\\[1-9]", pattern):  # look-arounds, flags, comments, references
+    if "(?#" in pattern:  # a comment may hold whatever looks like something else
+        return True
+    pattern = _KEPT_OR_HARMLESS.sub(lambda found: found[1] or "", pattern)
+    if re.search(r"\(\?|\\[1-9]", pattern):  # look-arounds, flags, references
         return True
     tokens = _TOKEN.findall(pattern)
     wide = narrow = 0
@@ -70,6 +76,12 @@ def may_take_long(pattern: str) -> bool:
             wide += _repeats(token) > _SMALL_REPEAT
             narrow += _repeats(token) <= _SMALL_REPEAT
     return wide > _MOST_WIDE or narrow > _MOST_NARROW
+
+
+def differs_in_regex(pattern: str) -> bool:
+    """Whether the package ``regex`` may read a pattern otherwise than ``re``: fuzzy matches, and sets within sets."""
+    unescaped = re.sub(r"\\N\{[^}]*\}|\\.", "", pattern, flags=re.DOTALL)
+    return re.search(r"\{(?!\d*,?\d*\})|\[:", unescaped) is not None
 
 
 def largest_repeat(pattern: str) -> float:
