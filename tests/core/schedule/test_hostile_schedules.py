@@ -67,7 +67,13 @@ def test_what_regex_would_read_otherwise_is_refused(selector: str) -> None:
 
 @pytest.mark.parametrize(
     ("selector", "name"),
-    [("(?i)a{i}", "A{i}"), (r"(?=a)a\{e\}", "a{e}"), ("(?i)i.*", "\u0130x"), (r"(?=.)\N{DIGIT ONE}", "1")],
+    [
+        ("(?i)a{i}", "A{i}"),
+        (r"(?=a)a\{e\}", "a{e}"),
+        ("(?i)i.*", "\u0130x"),
+        ("(?i)", ""),
+        (r"(?=.)\N{DIGIT ONE}", "1"),
+    ],
 )
 def test_what_re_would_match_is_matched(selector: str, name: str) -> None:
     assert compiled(selector).whole(["other", name]) == [name]

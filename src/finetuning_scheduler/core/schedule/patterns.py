@@ -63,7 +63,7 @@ def may_take_long(pattern: str) -> bool:
     tokens = _TOKEN.findall(pattern)
     wide = narrow = 0
     alternatives: list[int] = []  # of each open group
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
         if token == "(":
             alternatives.append(0)
         elif token == "|" and alternatives:
