@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -346,10 +346,43 @@ def test_what_only_a_step_shows_is_found_before_training_with_its_line(
     assert (problem.source, problem.line, problem.phase) == (str(path), line, 1)
 
 
+class NeedsClosure(SGD):
+    """Steps with a closure only, as Lightning always gives one."""
+
+    def step(self, closure: Callable[[], torch.Tensor]) -> None:  # type: ignore[override]
+        """Ask for the loss."""
+        assert closure().item() >= 0
+        super().step()
+
+
+class TakesNoClosure(SGD):
+    """Steps in a loop written by hand."""
+
+    def step(self) -> None:  # type: ignore[override]
+        """Make a step."""
+        super().step()
+
+
+class Limited(ExponentialLR):
+    """Goes no further than it was made for."""
+
+    def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
+        self.total_steps = total_steps
+        super().__init__(optimizer, gamma=0.5)
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch >= self.total_steps:
+            raise ValueError("too many steps")
+        super().step(epoch)
+
+
 @pytest.mark.parametrize(
     "phase",
     [
         new_lr_scheduler(ONE_CYCLE, {"max_lr": 0.1, "total_steps": 2}),
+        new_lr_scheduler(f"{__name__}.Limited", {"total_steps": 2}),
+        new_optimizer(f"{__name__}.NeedsClosure", lr=0.1),
+        new_optimizer(f"{__name__}.TakesNoClosure", lr=0.1),
         new_lr_scheduler("torch.optim.lr_scheduler.MultiStepLR", {"milestones": [1, 2]}),
         new_lr_scheduler("torch.optim.lr_scheduler.CyclicLR", {"base_lr": 0.1, "max_lr": 0.2, "mode": "exp_range"}),
         new_lr_scheduler(PLATEAU, {"patience": 10_000}, pl_lrs_cfg={"monitor": "val_loss"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +32,10 @@ SLOW = {
     "many optional characters": ".?" * 60 + "." * 60 + "X",
     "a reference": r"(\w+)*\1X",
     "a look-ahead": r"(?=(\w+\.?)+X).*",
+    "sets around a repeat": r"[?:]*(.+)+X[?:]*",
+    "sets that look like a look-ahead": r"[(?!\d)]*(.+)+X[^x]*",
+    "a parenthesis that looks like a look-ahead": r"(.+|\(?!\d)+X",
+    "a parenthesis that looks like a look-behind": r"(.+|\(?<!\d)+X",
 }
 
 
@@ -44,6 +49,35 @@ def test_no_selector_takes_long(selector: str) -> None:
         found = []
     assert found == []
     assert time.thread_time() - start < 2.0
+
+
+def test_what_is_slow_to_compile_is_counted() -> None:
+    clock = Clock(seconds=0.5)
+    start = time.thread_time()
+    selectors = ["x(?#" + "[" * 4_000 + ")"] * 50
+    with pytest.raises(TimeoutError):
+        [compiled(selector, clock) for selector in selectors]
+    assert time.thread_time() - start < 3.0
+
+
+@pytest.mark.parametrize("selector", ["(?=.)(?:foo){e}", "(a|b)*(foo){s<=1:[a-z]}", "(?=b)[[:alpha:]]+", "(?=a)a{i}"])
+def test_what_regex_would_read_otherwise_is_refused(selector: str) -> None:
+    with pytest.raises(re.error, match="escape it"):
+        compiled(selector)
+
+
+@pytest.mark.parametrize(
+    ("selector", "name"),
+    [
+        ("(?i)a{i}", "A{i}"),
+        (r"(?=a)a\{e\}", "a{e}"),
+        ("(?i)i.*", "\u0130x"),
+        ("(?i)", ""),
+        (r"(?=.)\N{DIGIT ONE}", "1"),
+    ],
+)
+def test_what_re_would_match_is_matched(selector: str, name: str) -> None:
+    assert compiled(selector).whole(["other", name]) == [name]
 
 
 def test_a_selector_that_takes_too_long_is_named_and_spoils_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

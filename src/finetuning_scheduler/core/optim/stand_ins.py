@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -65,12 +66,23 @@ def copies_of(optimizer: Optimizer) -> OptimizerFactory:
 
 
 def step_stand_in(optimizer: Optimizer) -> None:
-    """Let a stand-in make a step with gradients, sparse ones where it takes no others."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            gradient = torch.ones_like(parameter)
-            parameter.grad = gradient.to_sparse() if isinstance(optimizer, SparseAdam) else gradient
-    optimizer.step()
+    """Let a stand-in make a step with gradients, sparse ones where it takes no others.
+
+    It gets a closure if it takes one, since some need it: Lightning always gives one.
+    """
+
+    def closure() -> Any:  # PyTorch says that it is a float, everybody returns a tensor
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                gradient = torch.ones_like(parameter)
+                parameter.grad = gradient.to_sparse() if isinstance(optimizer, SparseAdam) else gradient
+        return torch.ones(())
+
+    closure()
+    if "closure" in inspect.signature(optimizer.step).parameters:
+        optimizer.step(closure)
+    else:
+        optimizer.step()
 
 
 def step_scheduler(scheduler: LRScheduler, times: int = 4) -> None:
@@ -86,6 +98,8 @@ def step_scheduler(scheduler: LRScheduler, times: int = 4) -> None:
             each.last_epoch = max(each.last_epoch, each.step_size - 2)
         elif isinstance(each, MultiStepLR) and each.milestones:
             each.last_epoch = max(each.last_epoch, min(each.milestones) - 2)
+    if not type(scheduler).__module__.startswith("torch."):
+        times = 1  # how far a class of the user's goes is not known
     if isinstance(scheduler, ReduceLROnPlateau):
         times += min(scheduler.patience, _MOST_PATIENT)
     for _ in range(times):

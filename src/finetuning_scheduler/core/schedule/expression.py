@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import regex
 
-from .patterns import largest_repeat, may_take_long
+from .patterns import differs_in_regex, largest_repeat, may_take_long
 
 MAX_CHARACTERS = 10_000
 MAX_REPEAT = 10_000  # of one character by all the counted repeats around it: engines write these out
@@ -125,15 +125,19 @@ def compiled(pattern: str, clock: Clock | None = None) -> Expression:
         OverflowError: A number in it is too large.
         RecursionError: It is nested too deep.
         regex.error: It is one for ``re`` only.
+        TimeoutError: The time is up.
     """
     if len(pattern) > MAX_CHARACTERS:
         raise re.error(f"more than {MAX_CHARACTERS:,} characters")
-    with warnings.catch_warnings():
+    clock = clock or Clock()
+    with clock.running(), warnings.catch_warnings():
         # both warn about sets such as `[[a]`; they work as documented
         warnings.simplefilter("ignore", FutureWarning)
         re.compile(pattern)
         if largest_repeat(pattern) > MAX_REPEAT:
             raise re.error(f"more than {MAX_REPEAT:,} repeats inside one another")
+        if may_take_long(pattern) and differs_in_regex(pattern):
+            raise re.error("a brace that is no quantifier, or `[:`, in an expression that may take long: escape it")
         return Expression(pattern, clock)
 
 

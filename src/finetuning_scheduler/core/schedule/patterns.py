@@ -15,6 +15,8 @@ _OTHERS = (
 _TOKEN = re.compile(rf"{_SET}|\[(?:\\.|[^\]\\])*\\?|{_OTHERS}", re.DOTALL)
 _TOKEN_OUTSIDE_SETS = re.compile(_OTHERS, re.DOTALL)
 _WHOLE_SET = re.compile(_SET, re.DOTALL)
+# escaped characters and sets, which are kept, or a part that makes no expression slower than it is without it
+_KEPT_OR_HARMLESS = re.compile(rf"(\\.|{_SET})|\A\(\?[aims]+\)|\(\?!\\d\)|\(\?<!\\d\)|(?<=\()\?:", re.DOTALL)
 _QUANTIFIERS = ("*", "+", "?", "{")
 _COUNTED = re.compile(r"\{(\d*)(,?)(\d*)\}[?+]?")
 _SMALL_REPEAT = 4
@@ -51,14 +53,15 @@ def leading_parts(pattern: str) -> Iterator[str | None]:
 
 def may_take_long(pattern: str) -> bool:
     """Whether a backtracking engine may take long over one name: judged by the form, on the safe side."""
-    for harmless in ("?:", r"(?!\d)", r"(?<!\d)"):
-        pattern = pattern.replace(harmless, "")
-    if re.search(r"\(\?|\\[1-9]", pattern):  # look-arounds, flags, comments, references
+    if "(?#" in pattern:  # a comment may hold whatever looks like something else
+        return True
+    pattern = _KEPT_OR_HARMLESS.sub(lambda found: found[1] or "", pattern)
+    if re.search(r"\(\?|\\[1-9]", pattern):  # look-arounds, flags, references
         return True
     tokens = _tokens(pattern)
     wide = narrow = 0
     alternatives: list[int] = []  # of each open group
-    for token, following in zip(tokens, [*tokens[1:], ""], strict=True):
+    for token, following in zip(tokens, [*tokens, ""][1:], strict=True):
         if token == "(":
             alternatives.append(0)
         elif token == "|" and alternatives:
@@ -71,6 +74,12 @@ def may_take_long(pattern: str) -> bool:
             wide += _repeats(token) > _SMALL_REPEAT
             narrow += _repeats(token) <= _SMALL_REPEAT
     return wide > _MOST_WIDE or narrow > _MOST_NARROW
+
+
+def differs_in_regex(pattern: str) -> bool:
+    """Whether the package ``regex`` may read a pattern otherwise than ``re``: fuzzy matches, and sets within sets."""
+    unescaped = re.sub(r"\\N\{[^}]*\}|\\.", "", pattern, flags=re.DOTALL)
+    return re.search(r"\{(?!\d*,?\d*\})|\[:", unescaped) is not None
 
 
 def largest_repeat(pattern: str) -> float:
