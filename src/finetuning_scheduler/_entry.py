@@ -37,6 +37,7 @@ from .callbacks.files import is_remote
 from .callbacks.wiring import Wiring
 from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
+from .core.optim.checks import import_problems
 from .core.optim.schedulers import Step, growth_failure, is_supported
 from .core.optim.states import state_problems
 from .core.prepare import Prepared, prepare
@@ -47,7 +48,7 @@ from .core.session import Session
 from .core.thaw import set_trainable
 from .core.transitions import Listener, Moment
 from .core.view import ModelView
-from .errors import CheckpointError, Problem, in_file, joined
+from .errors import CheckpointError, OptimizerError, Problem, in_file, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
@@ -195,6 +196,7 @@ class Entry:
         source, owner = self.given["ft_schedule"], self.owner
         with as_misconfiguration():
             self._found = self.ranks.from_zero(lambda: read_source(source, owner, view, directory))
+            self._agree_on_classes()
         self._view = view
         self._came_with = {name: parameter.requires_grad for name, parameter in view.trained.items()}
         self.resumed_from = self.trainer.ckpt_path
@@ -206,6 +208,16 @@ class Entry:
             # An optimizer of what can be trained could not be made, and would hide the reason.
             with as_misconfiguration():
                 raise joined(self._found.errors)
+
+    def _agree_on_classes(self) -> None:
+        """Refuse on every rank what some rank cannot import: rank zero has checked the classes for itself only."""
+        if self.trainer.world_size == 1:
+            return
+        problems = import_problems(self._found.phases)
+        if self.ranks.any(bool(problems)):
+            message = "expected all ranks to import the classes of the schedule, got another rank that cannot"
+            fix = "See that rank's message; install the same modules everywhere."
+            raise OptimizerError(problems or Problem(message, fix))
 
     def begin(self) -> None:
         """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""

@@ -191,6 +191,29 @@ def test_a_module_that_leaves_the_program_is_told_on_every_rank(options: dict[st
         assert "it calls sys.exit(3)" in message
 
 
+def fit_with_a_module_of_one_rank(root: Path, leaves: int) -> str:
+    """The module of a schedule's class leaves the program on one rank only."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from finetuning_scheduler import FinetuningScheduler
+
+    folder = root / str(harness.rank())
+    folder.mkdir()
+    code = "import sys\nsys.exit(3)\n" if harness.rank() == leaves else "from torch.optim import SGD as Optimizer\n"
+    (folder / "may_leave.py").write_text(code)
+    sys.path.insert(0, str(folder))
+    scheduler = FinetuningScheduler(restore_best=False, **NAMES_A_MODULE["a schedule"])
+    with pytest.raises(MisconfigurationException) as error:
+        cases.make_trainer(root, 2, cases.ddp(), callbacks=[scheduler]).fit(Classifier())
+    return str(error.value)
+
+
+def test_a_module_that_leaves_the_program_on_one_rank_ends_the_others(tmp_path: Path) -> None:
+    first, second = harness.run_ranks(fit_with_a_module_of_one_rank, 2, tmp_path, 1, timeout=60)
+    assert "expected all ranks to import the classes of the schedule" in first
+    assert "it calls sys.exit(3)" in second
+
+
 def fail_surprisingly(*_: Any, **__: Any) -> None:
     raise ZeroDivisionError("nobody thinks of it")
 

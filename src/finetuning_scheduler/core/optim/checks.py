@@ -251,6 +251,19 @@ def _scheduler_notes(spec: LRSchedulerSpec, phase: int) -> Iterator[str]:
             yield f"phase {phase}: unknown key {key!r} in `pl_lrs_cfg` is ignored{hint and f'. {hint}'}"
 
 
+def import_problems(phases: Iterable[Phase]) -> list[Problem]:
+    """Find classes that this process cannot import, though another one has checked them."""
+    problems: list[Problem] = []
+    for number, phase in enumerate(phases):
+        if phase.new_optimizer is not None:
+            found = _class_complaint(phase.new_optimizer.optimizer_init, "new_optimizer", Optimizer)
+            problems += _located([found] if found else [], number)
+        if phase.new_lr_scheduler is not None:
+            found = _class_complaint(phase.new_lr_scheduler.lr_scheduler_init, "new_lr_scheduler", LRScheduler)
+            problems += _located([found] if found else [], number)
+    return problems
+
+
 def check_against_model(
     phases: Sequence[Phase],
     group_counts: Sequence[int],
