@@ -17,6 +17,7 @@ from .._lightning import (
     Trainer,
     strategy_flags,
 )
+from ..core.optim.build import importing
 from ..errors import Problem, ScheduleError
 from .base import StrategyAdapter
 from .ddp import DDPStrategyAdapter
@@ -82,18 +83,14 @@ def make_adapter(
 def _imported(name: str) -> type[StrategyAdapter]:
     fix = f"Use the name of an entry point of the group {ENTRY_POINT_GROUP}, 'pkg.mod:Class' or 'pkg.mod.Class'."
     try:
-        points = entry_points(group=ENTRY_POINT_GROUP, name=name)
-        if points:
-            found = next(iter(points)).load()
-        else:
-            module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
-            found = getattr(importlib.import_module(module), attribute)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        # A module can raise anything when it is imported, and may even leave the program.
-        reason = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else error
-        message = f"the strategy adapter {name!r} cannot be imported ({reason})"
+        with importing():
+            if points := entry_points(group=ENTRY_POINT_GROUP, name=name):
+                found = next(iter(points)).load()
+            else:
+                module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+                found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        message = f"the strategy adapter {name!r} cannot be imported ({error})"
         raise ScheduleError(Problem(message, fix=fix)) from error
     if not (isinstance(found, type) and issubclass(found, StrategyAdapter)):
         message = f"expected a subclass of StrategyAdapter, got {name!r}"

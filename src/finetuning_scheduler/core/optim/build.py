@@ -6,7 +6,8 @@ import copy
 import importlib
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -140,12 +141,22 @@ def import_class(class_path: str) -> Any:
         ImportError: There is no such module, or nothing of that name in it, or importing it fails.
     """
     module_name, _, name = class_path.rpartition(".")
-    try:
+    with importing():
         return getattr(importlib.import_module(module_name), name)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Turn whatever the block raises into an ImportError: a module can raise anything when it is imported.
+
+    Raises:
+        ImportError: With what the module has raised; it may even have tried to leave the program.
+    """
+    try:
+        yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        # A module can raise anything when it is imported, and may even leave the program.
         text = f"it calls sys.exit({error.code!r})" if isinstance(error, SystemExit) else str(error)
         raise ImportError(text or type(error).__name__) from error
 

@@ -27,6 +27,7 @@ from .stand_ins import OptimizerFactory, adam, factory_like, factory_of, step_sc
 
 _ONE_GROUP = "{} has one parameter group only, but each phase adds one"
 
+_BASES: Mapping[str, type[Any]] = {"new_optimizer": Optimizer, "new_lr_scheduler": LRScheduler}
 _LONGEST_ARGUMENTS = 1_000
 _MOST_GROUPS = 256  # of a trial before the model is known
 Complaint = tuple[str, str]  # what is wrong, what to do about it
@@ -88,13 +89,16 @@ def check_phases(
 
 def _without_unknown(phase: Phase, unusable: list[str]) -> Phase:
     """Leave out the classes that would have to be imported."""
-    inits: dict[str, ClassInit | None] = {
-        "new_optimizer": None if phase.new_optimizer is None else phase.new_optimizer.optimizer_init,
-        "new_lr_scheduler": None if phase.new_lr_scheduler is None else phase.new_lr_scheduler.lr_scheduler_init,
-    }
-    unknown = [key for key, init in inits.items() if init is not None and not is_imported(init.class_path)]
+    unknown = [key for key, init in _inits(phase).items() if not is_imported(init.class_path)]
     unusable += unknown
     return phase.model_copy(update=dict.fromkeys(unknown))
+
+
+def _inits(phase: Phase) -> dict[str, ClassInit]:
+    """The classes that a phase installs, by its keys."""
+    optimizer, scheduler = phase.new_optimizer, phase.new_lr_scheduler
+    inits = {} if optimizer is None else {"new_optimizer": optimizer.optimizer_init}
+    return inits if scheduler is None else {**inits, "new_lr_scheduler": scheduler.lr_scheduler_init}
 
 
 def _located(
@@ -103,7 +107,8 @@ def _located(
     return [Problem(message, fix, source, line, phase) for message, fix in complaints]
 
 
-def _class_complaint(init: ClassInit, key: str, base: type[Any]) -> Complaint | None:
+def _class_complaint(init: ClassInit, key: str) -> Complaint | None:
+    base = _BASES[key]
     try:
         found = import_class(init.class_path)
     except ImportError as error:
@@ -119,7 +124,7 @@ def _class_complaint(init: ClassInit, key: str, base: type[Any]) -> Complaint | 
 
 def _optimizer_complaints(spec: OptimizerSpec, device: torch.device | None) -> Iterator[Complaint]:
     init = spec.optimizer_init
-    if (complaint := _class_complaint(init, "new_optimizer", Optimizer)) is not None:
+    if (complaint := _class_complaint(init, "new_optimizer")) is not None:
         yield complaint
         return
     kind = import_class(init.class_path)
@@ -193,7 +198,7 @@ def refused_optimizer(kind: type[Optimizer]) -> str | None:
 
 def _scheduler_complaints(spec: LRSchedulerSpec, optimizer_factory: OptimizerFactory) -> Iterator[Complaint]:
     init = spec.lr_scheduler_init
-    if (complaint := _class_complaint(init, "new_lr_scheduler", LRScheduler)) is not None:
+    if (complaint := _class_complaint(init, "new_lr_scheduler")) is not None:
         yield complaint
         return
     kind = import_class(init.class_path)
@@ -255,12 +260,9 @@ def import_problems(phases: Iterable[Phase]) -> list[Problem]:
     """Find classes that this process cannot import, though another one has checked them."""
     problems: list[Problem] = []
     for number, phase in enumerate(phases):
-        if phase.new_optimizer is not None:
-            found = _class_complaint(phase.new_optimizer.optimizer_init, "new_optimizer", Optimizer)
-            problems += _located([found] if found else [], number)
-        if phase.new_lr_scheduler is not None:
-            found = _class_complaint(phase.new_lr_scheduler.lr_scheduler_init, "new_lr_scheduler", LRScheduler)
-            problems += _located([found] if found else [], number)
+        for key, init in _inits(phase).items():
+            if (complaint := _class_complaint(init, key)) is not None:
+                problems += _located([complaint], number)
     return problems
 
 

@@ -66,16 +66,17 @@ class Expression:
 
     Args:
         pattern: Its text.
-        clock: Stops it; without one, it has the whole of a schedule's time for itself.
+        clock: Stops it.
+        may_take_long: Whether it is one that has to be stopped.
 
     Attributes:
         pattern: Its text.
     """
 
-    def __init__(self, pattern: str, clock: Clock | None = None) -> None:
+    def __init__(self, pattern: str, clock: Clock, *, may_take_long: bool) -> None:
         self.pattern = pattern
-        self._clock = clock or Clock()
-        self._plain = None if may_take_long(pattern) else re.compile(pattern)
+        self._clock = clock
+        self._plain = None if may_take_long else re.compile(pattern)
         self._timed = regex.compile(pattern, regex.VERSION0) if self._plain is None else None
 
     def whole(self, names: Iterable[str]) -> list[str]:
@@ -120,6 +121,10 @@ class Expression:
 def compiled(pattern: str, clock: Clock | None = None) -> Expression:
     """Compile a pattern.
 
+    Args:
+        pattern: The pattern.
+        clock: Stops it; without one, it has the whole of a schedule's time for itself.
+
     Raises:
         re.error: It is no regular expression, or a longer one than any model needs.
         OverflowError: A number in it is too large.
@@ -136,9 +141,10 @@ def compiled(pattern: str, clock: Clock | None = None) -> Expression:
         re.compile(pattern)
         if largest_repeat(pattern) > MAX_REPEAT:
             raise re.error(f"more than {MAX_REPEAT:,} repeats inside one another")
-        if may_take_long(pattern) and differs_in_regex(pattern):
+        slow = may_take_long(pattern)
+        if slow and differs_in_regex(pattern):
             raise re.error("a brace that is no quantifier, or `[:`, in an expression that may take long: escape it")
-        return Expression(pattern, clock)
+        return Expression(pattern, clock, may_take_long=slow)
 
 
 def too_slow(clock: Clock) -> tuple[str, str]:
