@@ -38,7 +38,8 @@ from .callbacks.wiring import Wiring
 from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
 from .core.optim.checks import import_problems
-from .core.optim.schedulers import Step, growth_failure, is_supported
+from .core.optim.growth import Step, growth_failure
+from .core.optim.schedulers import is_supported
 from .core.optim.states import state_problems
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
