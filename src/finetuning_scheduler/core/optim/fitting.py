@@ -119,9 +119,9 @@ def _starts_complaints(spec: LRSchedulerSpec, groups: Groups) -> Iterator[tuple[
     got = len(spec.init_pg_lrs)
     fix = f"Give {groups.before} learning rates."
     if groups.added == 1 and got == groups.total:
-        fix = "Leave out the last one: the group that this phase adds starts at the phase's own rate."
+        fix = "Leave out the last one: the new group starts at the phase's own rate."
     elif got == groups.total:
-        fix = f"Leave out the last {groups.added}: the groups that this phase adds start at the phase's own rate."
+        fix = f"Leave out the last {groups.added}: the new groups start at the phase's own rate."
     message = f"expected `init_pg_lrs` to have {groups.before} values, one per existing group, got {got}"
     yield "init_pg_lrs", (message, fix)
 
@@ -129,7 +129,7 @@ def _starts_complaints(spec: LRSchedulerSpec, groups: Groups) -> Iterator[tuple[
 def _list_complaints(spec: LRSchedulerSpec, groups: Groups) -> Iterator[tuple[str, Complaint]]:
     """Count the entries of lists that the class is known to take: one for each group that exists when it is made."""
     arguments = spec.lr_scheduler_init.init_args
-    kinds = f" ({groups.before} existing, {groups.added} that this phase adds)" if groups.added else ""
+    kinds = f" ({groups.before} existing, {groups.added} new)" if groups.added else ""
     for name in row_of(import_class(spec.lr_scheduler_init.class_path)).arguments:
         values = arguments.get(name)
         if isinstance(values, list) and len(values) != groups.total:
@@ -149,5 +149,5 @@ def _unknown_lists_fix(spec: LRSchedulerSpec, groups: Groups, factory: Optimizer
 
 def _add_new(groups: Groups) -> str:
     if groups.added == 1:
-        return "Add one for the group that this phase adds."
-    return f"Add {groups.added} for the groups that this phase adds."
+        return "Add one for the new group."
+    return f"Add {groups.added} for the new groups."
