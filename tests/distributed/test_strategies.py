@@ -23,10 +23,14 @@ from tests.reference.recipe import adamw, momentum_sgd
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "weight_decay": 0.1}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}
+PLATEAU = {  # a minimum for each group, the phase's own included; every epoch is worse than the one before
+    "class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+    "init_args": {"factor": 0.25, "patience": 0, "min_lr": [0.002, 0.004, 0.006]},
+}
 NEW_OPTIMIZER: dict[int, dict[str, Any]] = {
     0: SCHEDULE[0],
     1: SCHEDULE[1] | {"new_optimizer": {"optimizer_init": ADAMW}, "new_lr_scheduler": {"lr_scheduler_init": HALVING}},
-    2: SCHEDULE[2],
+    2: SCHEDULE[2] | {"new_lr_scheduler": {"lr_scheduler_init": PLATEAU, "pl_lrs_cfg": {"monitor": "val_loss"}}},
 }
 
 

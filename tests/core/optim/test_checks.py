@@ -508,8 +508,8 @@ WITH_THE_MODEL_IN_A_FILE = [
     pytest.param(
         f"    lr_scheduler_init:\n      class_path: {ONE_CYCLE}\n"
         "      init_args:\n        total_steps: 9\n        max_lr: [0.1]\n",
-        "schedule.yaml:10, phase 1: expected `max_lr` to be one value or a list of 2, one per group (1 existing, 1 new), "
-        "got 1. Fix: Add one for the new group.",
+        "schedule.yaml:10, phase 1: expected `max_lr` to be one value or a list of 2, one per group (1 existing, 1 "
+        "new), got 1. Fix: Add one for the new group.",
         id="max_lr",
     ),
     pytest.param(
