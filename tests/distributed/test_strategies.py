@@ -246,6 +246,8 @@ def test_the_best_checkpoint_of_another_optimizer_is_restored(name: str, tmp_pat
     """Phase 1 installs AdamW; before phase 2 the weights of phase 0 come back, which SGD had trained."""
     case = replace(REINITIALISED[name], optimizer=momentum_sgd, schedule=NEW_OPTIMIZER)
     expected = reinitialised_on_one_device()
+    # AdamW's own rate is the first one of phase 0's group; then each goes down to its own minimum.
+    assert [epoch.lrs for epoch in expected[3:]] == [(0.003, 0.05, 0.02), (0.003, 0.05, 0.02), (0.002, 0.0125, 0.006)]
     kept = (2, 4)
     for epochs in harness.run_ranks(fit, 2, tmp_path, 2, case, True, kept):
         cases.assert_same_epochs(epochs, expected)
