@@ -323,7 +323,8 @@ def test_everything_that_is_wrong_with_a_plan_comes_in_one_report(tmp_path: Path
         "1. expected `fsdp_plan` for 'network.first' to hold arguments of `fully_shard`, got 'reshard_after_forwards'. "
         "Fix: Did you mean `reshard_after_forward`?",
         "2. expected `act_ckpt` of `fsdp_plan` for 'network.first' to be one of composable, wrapped, wrapped_offload, "
-        "got 'yes'. Fix: Leave it out for no activation checkpointing.",
+        "alone or in a list with a mapping of its arguments, got 'yes'. Fix: Leave it out for no activation "
+        "checkpointing.",
         "3. expected one of `offload_policy` and `cpu_offload_policy` in `fsdp_plan` for 'network.(second|third)', "
         "got both. Fix: Keep one of them.",
         "4. expected `cpu_offload_policy` of `fsdp_plan` for 'network.(second|third)' to be True or arguments of "

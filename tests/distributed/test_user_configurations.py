@@ -54,7 +54,8 @@ CASES = {
 fsdp_default_kwargs:
   cpu_offload_policy: {pin_memory: false}
 fsdp_plan:
-  network.(first|second): {act_ckpt: composable}
+  network.first: {act_ckpt: ['composable']}
+  network.second: {act_ckpt: [composable, {preserve_rng_state: false}]}
   network.(norm|third|head):
   network: {reshard_after_forward: false}
 """,

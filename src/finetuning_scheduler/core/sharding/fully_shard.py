@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from torch.distributed._composable.checkpoint_activation import checkpoint
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 
 from ...errors import Problem, ScheduleError
 from ..schedule.wording import closest, did_you_mean
+from .checkpointing import ActivationCheckpointing, checkpointing_problem
 from .modules import select_modules
 
-ACTIVATION_CHECKPOINTING = ("composable", "wrapped", "wrapped_offload")
 _ARGUMENTS = [name for name in inspect.signature(fully_shard).parameters if name != "module"]
 _ALIASES = ["act_ckpt", "cpu_offload_policy"]
 
@@ -66,11 +64,8 @@ class FSDPPlan:
                 if name not in known:
                     fix = did_you_mean(closest(name, known), f"Use any of {', '.join(known)}.")
                     yield Problem(f"expected {place} to hold arguments of `fully_shard`, got {name!r}", fix=fix)
-            mode = arguments.get("act_ckpt")
-            if mode is not None and mode not in ACTIVATION_CHECKPOINTING:
-                expected = ", ".join(ACTIVATION_CHECKPOINTING)
-                message = f"expected `act_ckpt` of {place} to be one of {expected}, got {mode!r}"
-                yield Problem(message, fix="Leave it out for no activation checkpointing.")
+            if (problem := checkpointing_problem(arguments.get("act_ckpt"), place)) is not None:
+                yield problem
             if "cpu_offload_policy" in arguments:
                 yield from _offload_problems(arguments, place)
 
@@ -110,15 +105,11 @@ def _shard(root: nn.Module, name: str, module: nn.Module, arguments: Mapping[str
     options = {key: value for key, value in arguments.items() if key not in _ALIASES}
     if (policy := _offload_policy(arguments.get("cpu_offload_policy"))) is not None:
         options["offload_policy"] = policy
-    mode = arguments.get("act_ckpt")
-    if mode == "composable":
-        checkpoint(module)
-    elif mode is not None:
-        module = checkpoint_wrapper(module)
-        if mode == "wrapped_offload":
-            module = offload_wrapper(module)
+    checkpointing = ActivationCheckpointing.of(arguments.get("act_ckpt"))
+    if checkpointing is not None and (wrapper := checkpointing.apply(module)) is not module:
         path, _, attribute = name.rpartition(".")
-        root.get_submodule(path).register_module(attribute, module)
+        root.get_submodule(path).register_module(attribute, wrapper)
+        module = wrapper
     fully_shard(module, **options)
 
 
