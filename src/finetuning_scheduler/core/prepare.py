@@ -128,6 +128,7 @@ class _Gate:
             merged.phases[0].params,
             no_decay=fragments,
             enforce=settings.enforce_phase0_params,
+            replaced=any(phase.new_optimizer is not None for phase in merged.phases),
         )
         layer_wise = any(phase.lr_decay is not None for phase in schedule.phases)
         rules = GroupRules(
