@@ -353,16 +353,14 @@ class Session:
             replaced.append(self._replace_optimizer(target.optimizer, since.groups, scheduler_stays=stays))
         held = len(since.groups)
         if target.lr_scheduler is not None and target.lr_scheduler_since > since.lr_scheduler_since:
-            installing = self.plan.phases[target.lr_scheduler_since]
             # The scheduler before it follows the groups of the phases before, the new one is made over all.
-            self._add_groups(target.groups[held : installing.groups_before], self.lr_schedulers)
-            held = len(installing.groups)
-            self._add_groups(target.groups[installing.groups_before : held], ())
+            installing = self.plan.phases[target.lr_scheduler_since]
+            before, after = installing.groups_before, len(installing.groups)
+            self._add_groups(target.groups[held:before], self.lr_schedulers)
+            self._add_groups(target.groups[before:after], ())
             later = target.optimizer_since > target.lr_scheduler_since
-            before = installing.groups_before
-            replaced.append(
-                self._replace_scheduler(target.lr_scheduler, groups_before=before, optimizer_is_later=later)
-            )
+            replaced.append(self._replace_scheduler(target.lr_scheduler, before, optimizer_is_later=later))
+            held = after
         self._add_groups(target.groups[held:], self.lr_schedulers)
         for state in self.plan.phases[0 if present is None else present.index + 1 : target.index + 1]:
             if state.limits.lr_warmup_steps > 0:
@@ -393,7 +391,7 @@ class Session:
         return f"optimizer {_name(self.optimizer)} replaces {_name(old)}", repr(self.optimizer)
 
     def _replace_scheduler(
-        self, spec: LRSchedulerSpec, *, groups_before: int, optimizer_is_later: bool
+        self, spec: LRSchedulerSpec, groups_before: int, *, optimizer_is_later: bool
     ) -> tuple[str, str]:
         old = ", ".join(_name(scheduler) for scheduler in self.lr_schedulers) or "none"
         scheduler = build_lr_scheduler(
