@@ -37,6 +37,7 @@ from .callbacks.files import is_remote
 from .callbacks.wiring import Wiring
 from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
+from .core.history.recorder import Recorder
 from .core.optim.checks import import_problems
 from .core.optim.growth import Step, growth_failure
 from .core.optim.schedulers import is_supported
@@ -63,6 +64,7 @@ OWN_STATE = (
     "validated_step",
     "judged_step",
     "judges_validation",
+    "history",
 )
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
@@ -118,6 +120,7 @@ class Entry:
         self._listener = listener
         self._session: Session | None = None
         self._gradients: GradientWatch | None = None
+        self._recorder: Recorder | None = None
         self._resolved: dict[str, Any] = {}
         self._found = Resolution()
         self._view = ModelView.of(module)
@@ -155,6 +158,17 @@ class Entry:
         if self._gradients is None:
             raise MisconfigurationException(NOT_BEGUN)
         return self._gradients
+
+    @property
+    def recorder(self) -> Recorder:
+        """Keeps the history of the run.
+
+        Raises:
+            MisconfigurationException: The session has not begun.
+        """
+        if self._recorder is None:
+            raise MisconfigurationException(NOT_BEGUN)
+        return self._recorder
 
     def report(self, level: int, message: str) -> None:
         """Log a message on rank zero."""
@@ -266,7 +280,8 @@ class Entry:
         )
         ranks = self.ranks if trainer.world_size > 1 else OneProcess()
         self._gradients = GradientWatch(self._session, ranks=ranks, report=self.report)
-        self._session.listeners.append(self._gradients)
+        self._recorder = Recorder(self._session, self._gradients, report=self.report)
+        self._session.listeners = [self._recorder, *self._session.listeners, self._gradients]
         for line in self._wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)

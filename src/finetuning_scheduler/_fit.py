@@ -13,6 +13,7 @@ from torch import nn
 
 from ._checks import endless_phases
 from ._entry import Entry, Owner
+from ._history import FitHistory
 from ._lightning import (
     LightningModule,
     Trainer,
@@ -67,6 +68,7 @@ class Fit(Listener):
         self.trainer = trainer
         self.wiring = wiring
         self.entry = Entry(owner, given, trainer, module, wiring, continued, listener=self)
+        self.history = FitHistory(trainer)
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
         self._decision: Decision | None = None
@@ -111,6 +113,7 @@ class Fit(Listener):
         """
         entry = self.entry
         entry.release()
+        self.history.end()
         self._messages.close()
         if entry.begun:
             entry.session.modes.release()
@@ -138,6 +141,8 @@ class Fit(Listener):
             message = f"The training data has no length: unless an epoch of it ends, phases {coming} never do."
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
         self._steps_seen = trainer.global_step
+        saved_history = None if self.entry.loaded is None else self.entry.loaded.get("history")
+        self.history.begin(self.entry.recorder, saved_history, str(self.entry.resolved("log_dir", "")))
         early_stopping = self.wiring.early_stopping
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch) is not None
         stopped = early_stopping is not None and early_stopping.has_stopped_session
@@ -178,6 +183,7 @@ class Fit(Listener):
             with signals_wait():
                 step_plateau_schedulers(self.trainer)
                 self._owes_plateau_step = False
+        self.history.complete_epoch()
         self._between_epochs = self._epoch_begun = True
 
     def start_batch(self, batch_idx: int) -> bool:
@@ -223,12 +229,16 @@ class Fit(Listener):
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
         self.entry.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
+        self.history.end_epoch()
         if self.session.phases_remaining == 0:
             self._stop(self._limit_reached(self.trainer.current_epoch + 1))
 
     def end_training(self) -> None:
         """Judge a phase that the training has ended in before its first epoch did."""
         self.entry.gradients.judge()
+        self.history.complete_epoch()
+        if self.wiring.early_stopping is not None and self.wiring.early_stopping.has_stopped_session:
+            self.history.note_reason(Reason.PATIENCE.value)
 
     def apply_modes(self) -> None:
         """Put frozen modules into their mode."""
@@ -307,6 +317,10 @@ class Fit(Listener):
     def restore_best(self) -> None:
         """Load the best checkpoint so far, if there is one."""
         self.entry.gradients.judge()  # before what it judges is changed
+        with self.history.restoring():
+            self._restore_best()
+
+    def _restore_best(self) -> None:
         checkpoint = self.wiring.checkpoint
         if checkpoint is not None:
             checkpoint.best_model_path = self.adapter.from_rank_zero(checkpoint.best_model_path)
@@ -339,6 +353,7 @@ class Fit(Listener):
             **state,
             **(self._own_state() if before is None else before.driver),
             "metrics": {name: _plain_metric(value) for name, value in metrics.items()},
+            **self.history.state_dict(),
         }
 
     def _own_state(self) -> dict[str, Any]:
@@ -445,6 +460,7 @@ class Fit(Listener):
         self.trainer.should_stop = True
         if not self._told_of_end:
             self._told_of_end = True
+            self.history.note_reason(reason.value)
             self.report(logging.INFO, f"Phase {self.session.phase}, the last, ended ({reason.value}).")
 
 

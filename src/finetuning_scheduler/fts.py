@@ -26,6 +26,7 @@ from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
+from .core.history.document import RunHistory
 from .core.schedule.schedule import Schedule
 from .core.transitions import Reason
 from .errors import in_file
@@ -156,6 +157,12 @@ class FinetuningScheduler(AttachableCallback):
         return None if self._fit is None else self._fit.entry.module
 
     @property
+    def history(self) -> RunHistory:
+        """What the run has gone through up to now, as ``fts_history.json`` in ``log_dir`` tells it."""
+        fit = self._fit
+        return RunHistory() if fit is None or not fit.history.begun else fit.history.recorder.history
+
+    @property
     def judgements(self) -> Sequence[Judgement]:
         """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
@@ -256,13 +263,20 @@ class FinetuningScheduler(AttachableCallback):
         """Check that ranks agree after a phase's first step; end the session at the last phase's step limit."""
         self._running().end_batch()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that a validation begins."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._running().history.begin_validation()
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the present weights have been validated."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._running().note_validation()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that Lightning is about to set the modes of all modules."""
+        """Note that a validation has ended, and that Lightning is about to set the modes of all modules."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._running().history.end_validation()
         if trainer.state.fn == TrainerFn.FITTING and self.frozen_modules_mode == "eval":
             self._running().expect_other_modes()
 
@@ -278,6 +292,7 @@ class FinetuningScheduler(AttachableCallback):
         """Leave modules, logger and Lightning as after a fit that ends by itself."""
         self._adapted.close()
         if self._fit is not None:
+            self._fit.history.note_reason(type(exception).__name__)
             self._fit.end(failed=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from .package import LightningModule, Strategy, Trainer
@@ -47,6 +47,19 @@ def around_setup(
         after()
 
     with _replaced(trainer.strategy, "setup", setup):
+        yield
+
+
+@contextmanager
+def around_saves(trainer: Trainer, during: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Enter a context around each checkpoint that the trainer saves in this block, whoever asks for it."""
+    usual = trainer.save_checkpoint
+
+    def save_checkpoint(*args: Any, **kwargs: Any) -> None:
+        with during():
+            usual(*args, **kwargs)
+
+    with _replaced(trainer, "save_checkpoint", save_checkpoint):
         yield
 
 

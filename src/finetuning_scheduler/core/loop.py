@@ -17,6 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .before import Before
 from .gradients import GradientWatch
+from .history.clock import Activity
+from .history.recorder import Recorder
 from .monitor import Monitor, Patience, mode_problems
 from .optim.build import SchedulerSettings
 from .plan import Plan
@@ -56,6 +58,9 @@ class PhaseRunner:
 
     Attributes:
         gradients: Tells, in a warning and as values, which parameters were thawed and are not trained.
+        history: Keeps what the run has gone through; ``history.write_to(directory)`` writes it as a file, and
+            ``with history.during("validation")`` counts what a block takes as no training. The metric is recorded as
+            ``"metric"``.
 
     Raises:
         ScheduleError: The schedule is malformed or does not fit the model, with everything that is wrong; model and
@@ -122,9 +127,11 @@ class PhaseRunner:
         self.finished = False
         self._ranks = ranks or OneProcess()
         self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
-        self.session.listeners.append(self.gradients)
+        self.history = Recorder(self.session, self.gradients, report=report)
+        self.session.listeners = [self.history, *self.session.listeners, self.gradients]
         self._epoch = self._step = 0
         self.session.begin()
+        self.history.begin(Moment(0, 0))
 
     @property
     def phase(self) -> int:
@@ -203,13 +210,16 @@ class PhaseRunner:
                 session, as in PyTorch Lightning.
         """
         self.gradients.epoch_end()
+        self.history.end_epoch(self._epoch, self._step, {} if metric is None else {"metric": float(metric)})
         progress = self.session.progress
         entered_after_last_step = 0 < self._step == progress.entry_step and progress.entry_epoch == self._epoch
         self._epoch += 1
         if entered_after_last_step:
             # The phase has not trained yet: it begins with the coming epoch, as it does under Lightning.
             progress.entry_epoch = self._epoch
-        self.finished |= self._ranks.any(metric is not None and not math.isfinite(metric))
+        if self._ranks.any(metric is not None and not math.isfinite(metric)):
+            self.finished = True
+            self.history.end("metric not finite", self._epoch, self._step)
         if metric is not None:
             self.monitor.observe(float(metric), self.session)
         if entered_after_last_step:
@@ -239,6 +249,7 @@ class PhaseRunner:
 
     def release_module_modes(self) -> None:
         """Put modules switched to eval mode back to train mode, and let paused statistics go on: training is over."""
+        self.history.write()
         self.session.modes.release()
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,7 +259,8 @@ class PhaseRunner:
         that saves does so in ``on_transition``. Handlers of signals run before or after a transition.
         """
         before = self.session.before
-        return {**self.session.state_dict(), **(self._loop_state() if before is None else before.driver)}
+        loop = self._loop_state() if before is None else before.driver
+        return {**self.session.state_dict(), **loop, "history": self.history.state_dict()}
 
     @torch.inference_mode(mode=False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -259,12 +271,13 @@ class PhaseRunner:
         Raises:
             CheckpointError: The state is of a newer format, or of another schedule or optimizer.
         """
-        session = {key: value for key, value in state.items() if key != "loop"}
+        session = {key: value for key, value in state.items() if key not in ("loop", "history")}
         loop = read_as(_SavedLoop, state["loop"]) if state.get("loop") is not None else None
         self.session.resume(session)
         if loop is not None:
             self._epoch, self._step, self.finished = loop.epoch, loop.step, loop.finished
             self.monitor.load_state_dict(state["loop"])
+        self.history.begin(Moment(self._epoch, self._step), state.get("history"))
 
     def _follow(self, moment: Moment) -> Transition | None:
         decision = self.session.decide(moment)
@@ -273,9 +286,11 @@ class PhaseRunner:
         self.gradients.judge()
         if self.phases_remaining == 0:
             self.finished = True
+            self.history.end(decision.reason.value, moment.epoch, moment.step)
             return None
         with self.session.transition(self._loop_state()) as before:
-            self.monitor.restore(self.session)
+            with self.history.during(Activity.RESTORING):
+                self.monitor.restore(self.session)
             return self._enter(self.phase + 1, moment, decision.reason, before)
 
     def _enter(self, phase: int, moment: Moment, reason: Reason, before: Before) -> Transition:
