@@ -107,6 +107,8 @@ TORCH = [
     Row(chained, "_schedulers", "the schedulers one is made of"),
     Row(lbfgs, "_params", "the only group's parameters under another name"),
     Row(optimizer, "_optimizer_step_post_hooks", "whether hooks tell of an optimizer's steps"),
+    Row(optimizer, "_optimizer_load_state_dict_pre_hooks", "whether an optimizer loads its state in linear time"),
+    Row(optimizer, "_process_value_according_to_param_policy", "of which kind a tensor of the state is"),
     Row(nn.Module, "_non_persistent_buffers_set", "buffers that are no part of a best state"),
     Row(nn.Module, "_modules", "all children, a child's second name included"),
     Row(compiled, "_orig_mod", "left out of parameter names"),

@@ -1,6 +1,8 @@
 """The engine: schedules, thawing, transitions and parameter groups, for PyTorch with no Lightning installed."""
 
 from .gradients import GradientWatch, Judgement
+from .history.document import RunHistory
+from .history.recorder import Recorder
 from .loop import PhaseRunner
 from .monitor import Monitor, Patience
 from .optim.param_groups import PlannedGroup
@@ -46,7 +48,9 @@ __all__ = [
     "Progress",
     "Ranks",
     "Reason",
+    "Recorder",
     "Resolution",
+    "RunHistory",
     "Schedule",
     "Session",
     "Settings",

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..errors import CheckpointError, Problem, ScheduleError
 from .before import Before
 from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, emptied, empty_optimizer
+from .optim.loading import load_linearly
 from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates
 from .optim.schedulers import reads_initial_lr, retarget
 from .optim.states import reorder_groups, state_by_name, with_state
@@ -374,6 +375,7 @@ class Session:
             groups = [replace(group, lr=self._first_lr) if group.takes_first_lr else group for group in groups]
         add_groups(self.optimizer, lr_schedulers, self.parameters, groups, apply_lambdas=apply_lambdas)
         self.group_names += [list(group.names) for group in groups]
+        load_linearly(self.optimizer)
 
     def _replace_optimizer(
         self, spec: OptimizerSpec, groups: Sequence[PlannedGroup], *, scheduler_stays: bool
