@@ -53,7 +53,6 @@ from .errors import CheckpointError, OptimizerError, Problem, in_file, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
-_OTHER_PACKAGE_KEY = "fts_metadata"  # in the state that the other package of this name (2.x) saves
 # What a fit adds to its session's state.
 OWN_STATE = (
     "metrics",
@@ -339,25 +338,20 @@ class Entry:
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
         with as_misconfiguration():
             path = self.adapter.from_rank_zero(path)
-            self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
             self.resumed_from = path
-            self._refuse_foreign_checkpoint(path)
             with in_file(path):
+                self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
+                self._refuse_foreign_checkpoint(path)
                 self.session.resume(_session_state(self.loaded or {}))
             self.carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
 
     def _refuse_foreign_checkpoint(self, path: object) -> None:
         """Refuse to resume from a file that another program has written, with its name and what can be done with it."""
-        if path is None or (self.loaded is not None and _OTHER_PACKAGE_KEY not in self.loaded):
+        if path is None or self.loaded is not None:
             return
-        if self.loaded is None:
-            message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
-            fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
-        else:
-            other = f"{path}, which the 2.x package of its name has"
-            message = f"expected a checkpoint that this package has written, got {other}"
-            fix = "Load its weights with `load_from_checkpoint` and start a new fit, without `ckpt_path`."
+        message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
+        fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
         raise CheckpointError(Problem(message, fix=fix))
 
     def settle(self) -> None:

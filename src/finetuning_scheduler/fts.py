@@ -28,6 +28,7 @@ from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
 from .core.schedule.schedule import Schedule
 from .core.transitions import Reason
+from .core.translation import translate
 from .errors import in_file
 from .strategy_adapters import StrategyAdapter
 
@@ -305,6 +306,7 @@ class FinetuningScheduler(AttachableCallback):
                 self._fit.take_back(checkpoint)
             with as_misconfiguration(), in_file(trainer.ckpt_path):
                 self._fit.entry.refuse_damaged(trainer.ckpt_path)
+                translate(checkpoint, self.state_key, trainer.ckpt_path)
                 self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

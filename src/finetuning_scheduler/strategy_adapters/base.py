@@ -14,7 +14,7 @@ from ..core.schedule.schedule import Schedule
 from ..core.session import Session
 from ..core.view import ModelView, plain_name
 from ..errors import Problem
-from .plain import load_plain
+from .plain import load_plain, saved_position
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class StrategyAdapter:
             state_key: Key of the scheduler's state, which holds the phase and the names of the saved groups.
         """
         checkpoint = load_plain(self.trainer, path, state_key)
-        progress = checkpoint["callbacks"][state_key]
+        progress = saved_position(checkpoint, path, state_key)
         self._complete(checkpoint, session, progress["phase"])
         load_model_and_precision(self.trainer, checkpoint)
         states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])

@@ -1,0 +1,133 @@
+"""Read checkpoints of the 2.x package of this name: the state of its callbacks, in the form that this package saves.
+
+Its scheduler keeps ``fts_metadata`` (``current_ckpt_depth``, ``best_ckpt_depth``) and ``internal_optimizer_metadata``,
+by the optimizer's index a list of parameter groups whose ``params`` are names. Its checkpoint callback keeps Lightning's
+keys and the two depths; early stopping keeps Lightning's keys alone, which need no translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import CheckpointError, Problem
+from .state import read_as, saved
+from .transitions import Progress
+from .view import plain_name
+
+_METADATA, _GROUPS = "fts_metadata", "internal_optimizer_metadata"
+_PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    params: list[str]
+
+
+class _Depths(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    current_ckpt_depth: int = Field(ge=0, description="The phase in which the file was written.")
+    best_ckpt_depth: int = Field(ge=0, description="The phase in which its best checkpoint was written.")
+
+
+class _Scheduling(BaseModel):
+    """The state of the 2.x scheduler, as far as it is needed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    fts_metadata: _Depths
+    internal_optimizer_metadata: dict[int, list[_Group]]
+
+
+def progress_in(states: object, state_key: str) -> Any:
+    """Return the scheduler's state in a checkpoint, as this package saves it whichever has written it.
+
+    Args:
+        states: What the checkpoint has as ``callbacks``.
+        state_key: Key of the scheduler's state.
+
+    Returns:
+        The state; ``None`` if there is none.
+
+    Raises:
+        CheckpointError: It is of the 2.x package and damaged; with every key that is missing or of the wrong kind.
+    """
+    state = states.get(state_key) if isinstance(states, Mapping) else None
+    if not _is_from_2x(state):
+        return state
+    read = read_as(_Scheduling, state, "state of the 2.x FinetuningScheduler")
+    groups = read.internal_optimizer_metadata
+    if list(groups) != [0]:
+        message = f"state of the 2.x FinetuningScheduler: expected the groups of one optimizer, got {sorted(groups)}"
+        raise CheckpointError(Problem(message, fix="Resume with the release that wrote the checkpoint."))
+    names = [[plain_name(name) for name in group.params] for group in groups[0]]
+    # When the phase began is not told. It did before anything that is decided in a resumed run, which is all that
+    # counts: a phase whose limit is past lasts at least until the next decision.
+    progress = Progress(read.fts_metadata.current_ckpt_depth, read.fts_metadata.best_ckpt_depth)
+    return saved(progress, names, {})
+
+
+def translate(checkpoint: MutableMapping[str, Any], state_key: str, path: object) -> None:
+    """Replace the states of the 2.x callbacks in a checkpoint by what this package's callbacks load.
+
+    Args:
+        checkpoint: What has been loaded; one that this package has written stays as it is.
+        state_key: Key of the scheduler's state.
+        path: Where it was loaded from.
+
+    Raises:
+        CheckpointError: The scheduler's state is damaged.
+    """
+    states = checkpoint.get("callbacks")
+    if not isinstance(states, MutableMapping) or not _is_from_2x(states.get(state_key)):
+        return
+    progress = progress_in(states, state_key)
+    metrics: dict[str, Any] = {}
+    for key, state in states.items():
+        if isinstance(state, Mapping) and "best_ckpt_depth" in state:
+            states[key] = _located(state, Path(str(path)))
+            if _tells_own_score(state, Path(str(path))):
+                metrics[str(state.get("monitor"))] = state["current_score"]
+    states[state_key] = {**progress, "metrics": metrics}
+
+
+def _is_from_2x(state: object) -> bool:
+    return isinstance(state, Mapping) and (_METADATA in state or _GROUPS in state)
+
+
+def _tells_own_score(state: Mapping[str, Any], path: Path) -> bool:
+    """Whether ``current_score`` is of this very file: in one that ``save_last`` has written, it is of the newest best.
+
+    The file may have been moved or renamed since.
+    """
+    last = state.get("last_model_path")
+    is_last = isinstance(last, str) and bool(last) and Path(last).name == path.resolve().name
+    return isinstance(state.get("current_score"), torch.Tensor) and not is_last
+
+
+def _located(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Make relative paths absolute, as Lightning writes them; what is damaged is told when the state is read.
+
+    They begin where the file's own place shows if it still lies in its ``dirpath``, else in the present directory.
+    """
+    base, parent, directory = Path.cwd(), path.absolute().parent, state.get("dirpath")
+    if isinstance(directory, (str, Path)) and (below := Path(directory).parts) == parent.parts[-len(below) :]:
+        base = Path(*parent.parts[: -len(below)])
+
+    def locate(each: Any) -> Any:
+        if not isinstance(each, (str, Path)) or not str(each) or "://" in str(each) or Path(each).is_absolute():
+            return each
+        return str((base / each).parent.resolve() / Path(each).name)
+
+    located = {name: locate(state[name]) for name in _PATHS if name in state}
+    if isinstance(located.get("dirpath"), str) and located["dirpath"] != directory:
+        located["dirpath"] = str(Path(located["dirpath"]).resolve())
+    if isinstance(best := state.get("best_k_models"), Mapping):
+        located["best_k_models"] = {locate(name): score for name, score in best.items()}
+    return {**state, **located}
