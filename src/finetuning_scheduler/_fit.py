@@ -139,6 +139,8 @@ class Fit(Listener):
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
         self._steps_seen = trainer.global_step
         early_stopping = self.wiring.early_stopping
+        if early_stopping is not None and self.session.phases_remaining:
+            early_stopping.end_phase_instead()
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch) is not None
         stopped = early_stopping is not None and early_stopping.has_stopped_session
         if over or (stopped and self.entry.resumed_from is not None):

@@ -2,7 +2,7 @@
 
 Its scheduler keeps ``fts_metadata`` (``current_ckpt_depth``, ``best_ckpt_depth``) and ``internal_optimizer_metadata``,
 by the optimizer's index a list of parameter groups whose ``params`` are names. Its checkpoint callback keeps Lightning's
-keys and the two depths; early stopping keeps Lightning's keys alone, which need no translation.
+keys and the two depths, early stopping Lightning's keys alone.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .transitions import Progress
 from .view import plain_name
 
 _METADATA, _GROUPS = "fts_metadata", "internal_optimizer_metadata"
+_STILL, _OUT_OF_PATIENCE = 0, 3  # of Lightning's ``EarlyStoppingReason``
 _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
 
 
@@ -94,11 +95,21 @@ def translate(checkpoint: MutableMapping[str, Any], state_key: str, path: object
             states[key] = _located(state, Path(str(path)))
             if _tells_own_score(state, Path(str(path))):
                 metrics[str(state.get("monitor"))] = state["current_score"]
+        elif isinstance(state, Mapping) and {"wait_count", "patience"} <= state.keys():
+            states[key] = {**state, "stopping_reason": _stopping_reason(state)}
     states[state_key] = {**progress, "metrics": metrics}
 
 
 def _is_from_2x(state: object) -> bool:
     return isinstance(state, Mapping) and (_METADATA in state or _GROUPS in state)
+
+
+def _stopping_reason(state: Mapping[str, Any]) -> Any:
+    """Tell why training stopped: whether patience has run out in the present phase is told by the count alone."""
+    reason, waited, patience = state.get("stopping_reason", _STILL), state["wait_count"], state["patience"]
+    if isinstance(waited, int) and isinstance(patience, int) and reason in (_STILL, _OUT_OF_PATIENCE):
+        return _OUT_OF_PATIENCE if waited >= max(patience, 1) else _STILL
+    return reason
 
 
 def _tells_own_score(state: Mapping[str, Any], path: Path) -> bool:
