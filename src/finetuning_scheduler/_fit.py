@@ -178,8 +178,11 @@ class Fit(Listener):
         """Note that what is asked next is asked between epochs."""
         if self._owes_plateau_step:
             with signals_wait():
-                step_plateau_schedulers(self.trainer)
+                unknown = step_plateau_schedulers(self.trainer)
                 self._owes_plateau_step = False
+            for monitor in unknown:
+                message = f"{monitor!r} of the epoch before the resume is not known: ReduceLROnPlateau misses a step."
+                self.report(logging.WARNING, message)
         self._between_epochs = self._epoch_begun = True
 
     def start_batch(self, batch_idx: int) -> bool:

@@ -206,6 +206,19 @@ def test_a_finished_run_goes_on_with_a_greater_max_depth(
     assert resumed.runner.finished == whole.runner.finished
 
 
+def test_asking_a_loaded_run_before_the_optimizer_is_loaded_is_not_too_early() -> None:
+    ended = PlainSession(RUNS["max depth of phase 0"])
+    ended.execute()
+    states = torch.load(io.BytesIO(ended.checkpoints[-1]), weights_only=True)
+    loaded = PlainSession(replace(ended.recipe, max_depth=-1))
+    loaded.runner.load_state_dict(states["runner"])
+    assert not loaded.runner.finished
+    assert loaded.runner.phase == 0
+    loaded.optimizer.load_state_dict(states["optimizer"])
+    assert not loaded.runner.finished
+    assert loaded.runner.phase == 1
+
+
 def test_phase_by_phase_with_a_greater_max_depth_each_time() -> None:
     recipe = ENDING["patience"]
     expected = PlainSession(recipe).execute()

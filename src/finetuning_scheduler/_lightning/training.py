@@ -212,12 +212,20 @@ def optimizer_states(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def step_plateau_schedulers(trainer: Trainer) -> None:
-    """Step the schedulers that wait for a metric, for the epoch that has just ended, as Lightning would have."""
+def step_plateau_schedulers(trainer: Trainer) -> list[str]:
+    """Step the schedulers that wait for a metric, for the epoch that has just ended, as Lightning would have.
+
+    Returns:
+        The metrics that are not known, for whose schedulers the step is left out.
+    """
+    unknown = []
     for config in trainer.lr_scheduler_configs:
         due = config.reduce_on_plateau and config.interval == "epoch" and trainer.current_epoch % config.frequency == 0
         if due and config.monitor in trainer.callback_metrics:
             trainer.lightning_module.lr_scheduler_step(config.scheduler, trainer.callback_metrics[config.monitor])
+        elif due:
+            unknown.append(str(config.monitor))
+    return unknown
 
 
 def scheduler_step_of(module: LightningModule) -> Callable[[LRScheduler], None] | None:

@@ -140,10 +140,11 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
                 self._go_on_from(self._trainer, str(resumed), state_dict.get("score"))
         else:
             self._start_from(str(resumed), state_dict.get("score"))
+            until = "" if state_dict.get("score") is not None else ", whose score it does not tell, until the next one"
             self._report(
                 logging.INFO,
                 f"Checkpoints now go to {self.dirpath} instead of {state_dict['dirpath']}, which starts with "
-                f"{self.best_model_path} as its best.",
+                f"{self.best_model_path} as its best{until}.",
             )
 
     def _go_on_from(self, trainer: Trainer, resumed: str, score: torch.Tensor | None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from .._lightning import EarlyStoppingReason
 from ..core.transitions import Reason
 
 RESTORE = "restore"  # what is owed when the best checkpoint was being restored for its own sake
@@ -52,6 +53,11 @@ class SavedCheckpointing(_State):
     files: dict[str, SavedFile] = {}
 
 
+def _is_reason(value: int) -> int:
+    EarlyStoppingReason(value)
+    return value
+
+
 class SavedStopping(_State):
     """The state of an ``FTSEarlyStopping``, or of the ``EarlyStopping`` that it stands for."""
 
@@ -59,6 +65,7 @@ class SavedStopping(_State):
     stopped_epoch: int = Field(ge=0)
     best_score: Score
     patience: int = Field(ge=0)
+    stopping_reason: Annotated[int, AfterValidator(_is_reason)] = 0
 
 
 class SavedMetric(_State):

@@ -27,7 +27,7 @@ from .schedule.schedule import Schedule
 from .session import Report, Session
 from .settings import Settings
 from .state import read_as
-from .steps import StepCounter
+from .steps import StepCounter, when_loaded
 from .thaw import FrozenModulesMode
 from .transitions import Listener, Moment, Progress, Reason, Transition
 from .view import ModelView
@@ -125,6 +125,7 @@ class PhaseRunner:
         self._diverged = False
         self._report = report or log.log
         self._ended: Reason | None = None  # why the last phase has
+        self._optimizer_is_loaded = True
         self._ranks = ranks or OneProcess()
         self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
         self.session.listeners.append(self.gradients)
@@ -135,11 +136,12 @@ class PhaseRunner:
     def finished(self) -> bool:
         """Whether the session has ended.
 
-        One that was saved when it had, and is loaded with a greater ``max_depth``, goes on: it enters the next phase when
-        this is asked first. Do so when the states of optimizer and LR schedulers have been loaded, before any step.
+        One that was saved when it had, and is loaded with a greater ``max_depth``, has not: it enters the next phase when
+        this is asked after the states of LR schedulers and optimizer have been loaded. Ask before the first batch.
         """
-        self._go_on()
-        return self._is_over
+        if self._optimizer_is_loaded:
+            self._go_on()
+        return self._diverged or (self._ended is not None and not self.phases_remaining)
 
     @property
     def phase(self) -> int:
@@ -288,6 +290,8 @@ class PhaseRunner:
             self._epoch, self._step = loop.epoch, loop.step
             self._diverged, self._ended = loop.finished and loop.ended is None, loop.ended
             self.monitor.load_state_dict(state["loop"])
+            self._optimizer_is_loaded = False
+            when_loaded(self.optimizer, partial(setattr, self, "_optimizer_is_loaded", True))
 
     @property
     def _is_over(self) -> bool:

@@ -7,6 +7,7 @@ keys and the two depths, early stopping Lightning's keys alone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from .view import plain_name
 
 _METADATA, _GROUPS = "fts_metadata", "internal_optimizer_metadata"
 _STILL, _OUT_OF_PATIENCE = 0, 3  # of Lightning's ``EarlyStoppingReason``
+# Before, `save_last` wrote a file at each validation, in which `current_score` is that of the newest best one.
+_LAST_IS_A_BEST = (2, 6)
 _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
 
 
@@ -89,11 +92,12 @@ def translate(checkpoint: MutableMapping[str, Any], state_key: str, path: object
     if not isinstance(states, MutableMapping) or not _is_from_2x(states.get(state_key)):
         return
     progress = progress_in(states, state_key)
+    last_is_newest = _lightning_version(checkpoint) < _LAST_IS_A_BEST
     metrics: dict[str, Any] = {}
     for key, state in states.items():
         if isinstance(state, Mapping) and "best_ckpt_depth" in state:
             states[key] = _located(state, Path(str(path)))
-            if _tells_own_score(state, Path(str(path))):
+            if isinstance(state.get("current_score"), torch.Tensor) and not (last_is_newest and _is_last(state, path)):
                 metrics[str(state.get("monitor"))] = state["current_score"]
         elif isinstance(state, Mapping) and {"wait_count", "patience"} <= state.keys():
             states[key] = {**state, "stopping_reason": _stopping_reason(state)}
@@ -112,14 +116,16 @@ def _stopping_reason(state: Mapping[str, Any]) -> Any:
     return reason
 
 
-def _tells_own_score(state: Mapping[str, Any], path: Path) -> bool:
-    """Whether ``current_score`` is of this very file: in one that ``save_last`` has written, it is of the newest best.
-
-    The file may have been moved or renamed since.
-    """
+def _is_last(state: Mapping[str, Any], path: object) -> bool:
+    """Whether a file is one that ``save_last`` has written, if it has kept its name."""
     last = state.get("last_model_path")
-    is_last = isinstance(last, str) and bool(last) and Path(last).name == path.resolve().name
-    return isinstance(state.get("current_score"), torch.Tensor) and not is_last
+    return isinstance(last, str) and bool(last) and Path(last).name == Path(str(path)).resolve().name
+
+
+def _lightning_version(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
+    """Tell which Lightning has written a checkpoint; loading it may have made it one of the present version."""
+    version = checkpoint.get("legacy_pytorch-lightning_version") or checkpoint.get("pytorch-lightning_version")
+    return tuple(int(number) for number in re.findall(r"\d+", str(version))[:2])
 
 
 def _located(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
