@@ -156,7 +156,9 @@ def test_a_session_that_the_trainer_has_ended_goes_on_too(epochs: int, tmp_path:
     assert_continues(resumed, uninterrupted, len(ended.history.steps))
 
 
-@pytest.mark.parametrize(("recipe", "phases"), [(PATIENCE, [2, 2, 2, 3, 3]), (EPOCHS, [2, 3, 3])], ids=["patience", "epochs"])
+@pytest.mark.parametrize(
+    ("recipe", "phases"), [(PATIENCE, [2, 2, 2, 3, 3]), (EPOCHS, [2, 3, 3])], ids=["patience", "epochs"]
+)
 def test_the_same_trainer_goes_on_when_it_fits_again(recipe: Recipe, phases: list[int], tmp_path: Path) -> None:
     session = Session(replace(recipe, max_depth=1), tmp_path).fit()
     before = len(session.history.epochs)

@@ -241,9 +241,7 @@ def test_whatever_callbacks_there_are(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reasons", ["as Lightning", "none"])
 @pytest.mark.parametrize("recipe", [PATIENCE, EPOCHS], ids=["patience", "epochs"])
-def test_a_finished_session_goes_on_with_a_greater_max_depth(
-    recipe: Recipe, reasons: Reasons, tmp_path: Path
-) -> None:
+def test_a_finished_session_goes_on_with_a_greater_max_depth(recipe: Recipe, reasons: Reasons, tmp_path: Path) -> None:
     saver = SaveAt("on_train_epoch_end", tmp_path / "run")
     Session(replace(recipe, max_depth=1), tmp_path / "run", extra_callbacks=(saver,)).fit()
     uninterrupted = Session(recipe, tmp_path / "whole").fit().history
@@ -352,7 +350,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "expected 2 parameter groups as in the checkpoint, got 3",
     ),
     "depths in words": (scheduler(lambda state: state.update({DEPTHS: "none"})), "`fts_metadata`: Input should be"),
-    "two optimizers": (scheduler(lambda state: state[GROUPS].update({1: []})), "the groups of one optimizer, got [0, 1"),
+    "two optimizers": (
+        scheduler(lambda state: state[GROUPS].update({1: []})),
+        "the groups of one optimizer, got [0, 1]",
+    ),
     "no optimizer": (scheduler(lambda state: state[GROUPS].clear()), "the groups of one optimizer, got []"),
     "groups in words": (scheduler(lambda state: state[GROUPS].update({0: "all"})), f"`{GROUPS}.0`: Input should be"),
     "a group without names": (stored_groups(lambda groups: groups[1].pop("params")), f"`{GROUPS}.0.1.params`: Field"),

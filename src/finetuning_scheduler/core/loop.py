@@ -136,8 +136,8 @@ class PhaseRunner:
     def finished(self) -> bool:
         """Whether the session has ended.
 
-        One that was saved when it had, and is loaded with a greater ``max_depth``, has not: it enters the next phase when
-        this is asked after the states of LR schedulers and optimizer have been loaded. Ask before the first batch.
+        One that was saved when it had, and is loaded with a greater ``max_depth``, has not: it enters the next phase
+        when this is asked after the states of LR schedulers and optimizer have been loaded. Ask before the first batch.
         """
         if self._optimizer_is_loaded:
             self._go_on()

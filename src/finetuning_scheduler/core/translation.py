@@ -1,8 +1,8 @@
 """Read checkpoints of the 2.x package of this name: the state of its callbacks, in the form that this package saves.
 
 Its scheduler keeps ``fts_metadata`` (``current_ckpt_depth``, ``best_ckpt_depth``) and ``internal_optimizer_metadata``,
-by the optimizer's index a list of parameter groups whose ``params`` are names. Its checkpoint callback keeps Lightning's
-keys and the two depths, early stopping Lightning's keys alone.
+by the optimizer's index a list of parameter groups whose ``params`` are names. Its checkpoint callback keeps
+Lightning's keys and the two depths, early stopping Lightning's keys alone.
 """
 
 from __future__ import annotations
