@@ -216,7 +216,7 @@ LIGHTNING = [
     Row(model_checkpoint, "_every_n_train_steps", "part of a configuration"),
     Row(model_checkpoint, "_train_time_interval", "part of a configuration"),
     Row(model_checkpoint, "_last_checkpoint_saved", "forgotten when a fit starts clean"),
-    Row(model_checkpoint, "_last_global_step_saved", "forgotten when a fit starts clean"),
+    Row(model_checkpoint, "_last_global_step_saved", "a step is not saved twice by a resume"),
     Row(model_checkpoint, "_last_time_checked", "forgotten when a fit starts clean"),
     Row(validation_loop, "_results", "which metrics validation has logged"),
     Row(ddp_strategy, "_ddp_kwargs", "the module is wrapped anew without sending its weights"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,20 @@ def test_phase_by_phase(recipe: Recipe, tmp_path: Path) -> None:
     assert done == len(uninterrupted.steps)
     weights = uninterrupted.epochs[-1].weights
     assert all(torch.equal(value, weights[name]) for name, value in session.module.state_dict().items())
+
+
+@pytest.mark.parametrize("recipe", [PATIENCE, EPOCHS, STEPS], ids=["patience", "epochs", "steps"])
+def test_from_a_checkpoint_saved_after_the_fit(recipe: Recipe, tmp_path: Path) -> None:
+    """By then the user's own early stopping is back in its place."""
+    ended = Session(replace(recipe, max_depth=1), tmp_path / "run").fit()
+    ended.trainer.save_checkpoint(tmp_path / "run" / "saved.ckpt")
+    shutil.copytree(tmp_path / "run" / "checkpoints", tmp_path / "copied")
+    steps, uninterrupted = len(ended.history.steps), Session(recipe, tmp_path / "whole").fit().history
+    resumed = Session(recipe, tmp_path / "run").fit(ckpt_path=tmp_path / "run" / "saved.ckpt").history
+    assert_continues(resumed, uninterrupted, steps)
+    roll_back(tmp_path / "run", tmp_path / "copied")
+    over = Session(replace(recipe, max_depth=1), tmp_path / "run").fit(ckpt_path=tmp_path / "run" / "saved.ckpt")
+    assert over.history.steps == []
 
 
 @pytest.mark.parametrize(("depth", "steps"), [(0, 3), (1, 11), (2, 15)])

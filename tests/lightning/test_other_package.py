@@ -118,7 +118,7 @@ def test_the_session_itself_ends_there(kind: str, tmp_path: Path) -> None:
     assert module.sums == pytest.approx(SUMS[kind], abs=2e-5)
 
 
-@pytest.mark.parametrize("where", ["its own directory", "its own directory, alone", "another directory", "renamed"])
+@pytest.mark.parametrize("where", ["its own", "its own, alone", "its own, from elsewhere", "another", "renamed"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_its_files_resume(name: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paths in them are relative."""
@@ -127,14 +127,21 @@ def test_its_files_resume(name: str, where: str, tmp_path: Path, monkeypatch: py
     own.mkdir(parents=True)
     for path in WRITTEN.glob(f"{name}.ckpt" if "alone" in where else f"{kind}-*.ckpt"):
         shutil.copy(path, own / path.name.replace(f"{kind}-epoch", "epoch="))
-    if "own" in where:
+    dirpath = own if "elsewhere" in where else f"ckpts/{kind}" if "own" in where else tmp_path / "other"
+    if isinstance(dirpath, str):
         monkeypatch.chdir(tmp_path)
-    trainer = trainer_of(tmp_path, f"ckpts/{kind}" if "own" in where else tmp_path / "other")
+    trainer = trainer_of(tmp_path, dirpath)
     path = WRITTEN / f"{name}.ckpt" if where == "renamed" else own / f"epoch={epoch}.ckpt"
     module = Net(kind)
     trainer.fit(module, ckpt_path=path)
     assert module.sums == pytest.approx(SUMS[kind], abs=2e-5)
     assert trainer.global_step == 32
+    kept = [Path(each) for each in trainer.checkpoint_callbacks[0].best_k_models]
+    assert all(each.exists() for each in kept)
+    if where == "another":
+        assert [each.name for each in kept] == [f"epoch={number}.ckpt" for number in range(int(epoch), 8)]
+    if "own" in where:  # the step is not saved twice
+        assert f"epoch={epoch}-v1.ckpt" not in {each.name for each in kept}
 
 
 @pytest.mark.parametrize("name", LOSSES)

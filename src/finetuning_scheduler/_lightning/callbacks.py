@@ -113,6 +113,11 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
     def after_save(self, trainer: Trainer, filepath: str) -> None:
         """Called by every rank when a checkpoint has been written, before another is removed for it."""
 
+    def note_saved(self, step: int | None) -> None:
+        """Save no more at this optimizer step, if there is one."""
+        if step is not None:
+            self._last_global_step_saved = step
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.before_save(filepath)
         super()._save_checkpoint(trainer, filepath)

@@ -131,6 +131,7 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
         In a new ``dirpath``, and where the checkpoints it tells of are gone, the given one becomes the best.
         """
         self.current_ckpt_depth = state_dict.get("current_ckpt_depth", 0)
+        self.note_saved(state_dict.get("saved_step"))
         resumed = None if self._trainer is None else self._trainer.ckpt_path
         if self._trainer is None or resumed is None or state_dict["dirpath"] == self.dirpath:
             super().load_state_dict(state_dict)

@@ -51,6 +51,7 @@ class SavedCheckpointing(_State):
     score: Score | None = None
     current_score: Score | None = None
     files: dict[str, SavedFile] = {}
+    saved_step: int | None = Field(default=None, description="The optimizer step of the last save, if it is known.")
 
 
 def _is_reason(value: int) -> int:

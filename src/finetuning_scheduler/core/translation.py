@@ -92,12 +92,11 @@ def translate(checkpoint: MutableMapping[str, Any], state_key: str, path: object
     if not isinstance(states, MutableMapping) or not _is_from_2x(states.get(state_key)):
         return
     progress = progress_in(states, state_key)
-    last_is_newest = _lightning_version(checkpoint) < _LAST_IS_A_BEST
     metrics: dict[str, Any] = {}
     for key, state in states.items():
         if isinstance(state, Mapping) and "best_ckpt_depth" in state:
-            states[key] = _located(state, Path(str(path)))
-            if isinstance(state.get("current_score"), torch.Tensor) and not (last_is_newest and _is_last(state, path)):
+            states[key] = _located(state, Path(str(path))) | _saved_step(state, checkpoint, path)
+            if isinstance(state.get("current_score"), torch.Tensor) and not _is_late(state, checkpoint, path):
                 metrics[str(state.get("monitor"))] = state["current_score"]
         elif isinstance(state, Mapping) and {"wait_count", "patience"} <= state.keys():
             states[key] = {**state, "stopping_reason": _stopping_reason(state)}
@@ -120,6 +119,22 @@ def _is_last(state: Mapping[str, Any], path: object) -> bool:
     """Whether a file is one that ``save_last`` has written, if it has kept its name."""
     last = state.get("last_model_path")
     return isinstance(last, str) and bool(last) and Path(last).name == Path(str(path)).resolve().name
+
+
+def _is_late(state: Mapping[str, Any], checkpoint: Mapping[str, Any], path: object) -> bool:
+    """Whether the score in a file may be that of an earlier one."""
+    return _is_last(state, path) and _lightning_version(checkpoint) < _LAST_IS_A_BEST
+
+
+def _saved_step(state: Mapping[str, Any], checkpoint: Mapping[str, Any], path: object) -> dict[str, Any]:
+    """Tell at which step the checkpoint callback has last saved, if it has written this very file.
+
+    It has after validation; the one that goes on may save at the end of the epoch, which is not to be done twice.
+    """
+    best = state.get("best_k_models")
+    kept = {Path(str(name)).name for name in best} if isinstance(best, Mapping) else set()
+    own = Path(str(path)).resolve().name in kept or _is_last(state, path)
+    return {"saved_step": checkpoint.get("global_step")} if own and not _is_late(state, checkpoint, path) else {}
 
 
 def _lightning_version(checkpoint: Mapping[str, Any]) -> tuple[int, ...]:
