@@ -71,8 +71,8 @@ def progress_in(states: object, state_key: str) -> Any:
         message = f"state of the 2.x FinetuningScheduler: expected the groups of one optimizer, got {sorted(groups)}"
         raise CheckpointError(Problem(message, fix="Resume with the release that wrote the checkpoint."))
     names = [[plain_name(name) for name in group.params] for group in groups[0]]
-    # When the phase began is not told. It did before anything that is decided in a resumed run, which is all that
-    # counts: a phase whose limit is past lasts at least until the next decision.
+    # When the phase began is not told, and stays 0: earlier than whatever is decided in a resumed run, so that a limit
+    # that is past counts with the next decision.
     progress = Progress(read.fts_metadata.current_ckpt_depth, read.fts_metadata.best_ckpt_depth)
     return saved(progress, names, {})
 
@@ -96,8 +96,9 @@ def translate(checkpoint: MutableMapping[str, Any], state_key: str, path: object
     for key, state in states.items():
         if isinstance(state, Mapping) and "best_ckpt_depth" in state:
             states[key] = _located(state, Path(str(path))) | _saved_step(state, checkpoint, path)
-            if isinstance(state.get("current_score"), torch.Tensor) and not _is_late(state, checkpoint, path):
-                metrics[str(state.get("monitor"))] = state["current_score"]
+            score, monitor = state.get("current_score"), state.get("monitor")
+            if isinstance(score, torch.Tensor) and isinstance(monitor, str) and not _is_late(state, checkpoint, path):
+                metrics[monitor] = score
         elif isinstance(state, Mapping) and {"wait_count", "patience"} <= state.keys():
             states[key] = {**state, "stopping_reason": _stopping_reason(state)}
     states[state_key] = {**progress, "metrics": metrics}
