@@ -6,9 +6,9 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ._checks import level_of
 from ._entry import NOT_BEGUN
 from ._fit import Fit
 from ._lightning import (
@@ -26,7 +26,9 @@ from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
-from .core.schedule.schedule import Schedule
+from .core.schedule.files import ScheduleImplMixin
+from .core.schedule.schedule import ScheduleSource
+from .core.thaw import FrozenModulesMode
 from .core.transitions import Reason
 from .core.translation import translate
 from .errors import in_file
@@ -53,7 +55,7 @@ class _Argument:
             instance._fit.entry.forget(self._name)
 
 
-class FinetuningScheduler(AttachableCallback):
+class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     """Fine-tune a pre-trained model in phases that thaw it step by step.
 
     The arguments that are not listed are those that a loop without Lightning takes too: see :class:`.Settings`. While a
@@ -86,8 +88,7 @@ class FinetuningScheduler(AttachableCallback):
 
     def __init__(
         self,
-        # `Path` tells LightningCLI to leave a path alone: it would read the file itself, and lines could not be named.
-        ft_schedule: Schedule | dict[Any, Any] | str | Path | PathLike[str] | None = None,
+        ft_schedule: ScheduleSource | None = None,
         max_depth: int = -1,
         base_max_lr: float | None = 1e-5,
         restore_best: bool = True,
@@ -103,7 +104,7 @@ class FinetuningScheduler(AttachableCallback):
         enforce_phase0_params: bool = True,
         frozen_bn_track_running_stats: bool = True,
         log_dir: str | PathLike[str] | None = None,
-        frozen_modules_mode: Literal["train", "eval"] = "train",
+        frozen_modules_mode: FrozenModulesMode = "train",
         intra_epoch_transitions: bool = False,
     ) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class FinetuningScheduler(AttachableCallback):
         self.logging_level = logging_level
         self.enforce_phase0_params = enforce_phase0_params
         self.frozen_bn_track_running_stats = frozen_bn_track_running_stats
-        self.frozen_modules_mode: Literal["train", "eval"] = frozen_modules_mode
+        self.frozen_modules_mode: FrozenModulesMode = frozen_modules_mode
         self.intra_epoch_transitions = intra_epoch_transitions
         self.log_dir = log_dir
         self._wiring = Wiring()
@@ -179,16 +180,21 @@ class FinetuningScheduler(AttachableCallback):
                 self.restore_best_ckpt()
             fit.enter(fit.session.phase + 1, reason)
 
-    def thaw_to_depth(self, depth: int) -> None:
+    def thaw_to_depth(self, depth: int | None = None) -> None:
         """Enter a later phase at once, without restoring a checkpoint.
+
+        Args:
+            depth: The phase; ``None`` for the present one, of which what was frozen by hand is thawed again.
 
         Raises:
             MisconfigurationException: ``depth`` lies behind the present phase or beyond ``max_depth``.
         """
         fit = self._fitting()
-        if depth != fit.session.phase:
-            with as_misconfiguration():
-                fit.enter(depth, Reason.REQUEST)
+        if depth is None or depth == fit.session.phase:
+            fit.session.thaw()
+            return
+        with as_misconfiguration():
+            fit.enter(depth, Reason.REQUEST)
 
     def restore_best_ckpt(self) -> None:
         """Load the weights, optimizer state and precision state of the best checkpoint so far.
@@ -230,7 +236,8 @@ class FinetuningScheduler(AttachableCallback):
             return
         earlier = self._earlier_fit(trainer, pl_module)
         continued = None if earlier is None else earlier.state_dict() or None
-        log.setLevel(self.logging_level)
+        if (level := level_of(self.logging_level)) is not None:  # else it is among the problems
+            log.setLevel(level)
         self._files.enter_context(complete_checkpoints(trainer.strategy))
         self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
 

@@ -19,6 +19,7 @@ from .hooks import after_configure_model, around_setup, is_search_checkpoint, lo
 from .package import (
     AsyncCheckpointIO,
     Callback,
+    Checkpoint,
     DDPStrategy,
     DeepSpeedStrategy,
     EarlyStopping,
@@ -60,6 +61,7 @@ __all__ = [
     "AsyncCheckpointIO",
     "AttachableCallback",
     "Callback",
+    "Checkpoint",
     "DDPStrategy",
     "DeepSpeedStrategy",
     "EarlyStopping",

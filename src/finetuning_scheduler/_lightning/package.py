@@ -50,6 +50,7 @@ else:
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
 
 Callback = pl.Callback
+Checkpoint = pl.callbacks.Checkpoint
 LightningDataModule = pl.LightningDataModule
 LightningModule = pl.LightningModule
 Trainer = pl.Trainer
@@ -62,6 +63,7 @@ WeightAveraging = pl.callbacks.WeightAveraging
 __all__ = [
     "AsyncCheckpointIO",
     "Callback",
+    "Checkpoint",
     "DDPStrategy",
     "DeepSpeedStrategy",
     "EarlyStopping",

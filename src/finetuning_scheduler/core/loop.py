@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -18,12 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .before import Before
 from .gradients import GradientWatch
-from .monitor import Monitor, Patience, mode_problems
+from .monitor import Mode, Monitor, Patience, mode_problems
 from .optim.build import SchedulerSettings
 from .plan import Plan
 from .prepare import prepare
 from .ranks import OneProcess, Ranks
-from .schedule.schedule import Schedule
+from .schedule.schedule import Schedule, ScheduleSource
 from .session import Report, Session
 from .settings import Settings
 from .state import read_as
@@ -69,14 +68,14 @@ class PhaseRunner:
         self,
         model: nn.Module | ModelView,
         optimizer: Optimizer,
-        schedule: Schedule | Mapping[Any, Any] | str | PathLike[str] | None = None,
+        schedule: ScheduleSource | None = None,
         *,
         lr_schedulers: Iterable[LRScheduler] = (),
         max_depth: int = -1,
         base_max_lr: float | None = 1e-5,
         no_decay: Collection[str] = (),
         patience: int | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Mode = "min",
         min_delta: float = 0.0,
         restore_best: bool = True,
         enforce_phase0_params: bool = True,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Problem
+from .schedule.values import exponent_number, plain
 from .thaw import FrozenModulesMode
 
 
@@ -38,6 +39,13 @@ class Settings:
     frozen_bn_track_running_stats: bool = True
     frozen_modules_mode: FrozenModulesMode = "train"
 
+    def __post_init__(self) -> None:
+        """Take scalars of numpy, and numbers that YAML leaves as text, for what they mean."""
+        for name in ("max_depth", "base_max_lr", *_FLAGS):
+            object.__setattr__(self, name, meant(getattr(self, name)))
+        depth: Any = self.max_depth
+        object.__setattr__(self, "max_depth", -1 if depth is None else depth)
+
     def problems(self) -> Iterator[Problem]:
         """List what is not of the right kind."""
         depth: Any = self.max_depth
@@ -66,9 +74,16 @@ class Settings:
 _FLAGS = ("restore_best", "enforce_phase0_params", "apply_lambdas_new_pgs", "frozen_bn_track_running_stats")
 
 
+def meant(value: Any) -> Any:
+    """Return the plain value that a scalar of another library, or a number that YAML leaves as text, stands for."""
+    value = plain(value)
+    found = exponent_number(value) if isinstance(value, str) else None
+    return value if found is None else found
+
+
 def flag_problems(name: str, value: object) -> Iterator[Problem]:
     """Find a switch that is neither on nor off."""
-    if not isinstance(value, bool):
+    if not isinstance(plain(value), bool):
         yield Problem(f"expected `{name}` to be True or False, got {value!r}", fix="Use True or False.")
 
 
