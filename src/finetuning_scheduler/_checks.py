@@ -18,7 +18,7 @@ from .core.schedule.schedule import Schedule
 from .core.settings import Settings, flag_problems, meant
 from .core.thaw import FrozenModulesMode
 from .errors import Problem
-from .strategy_adapters import has_custom_adapter, untested_strategy
+from .strategy_adapters import StrategyAdapter, has_custom_adapter, untested_strategy, unused_adapters
 
 
 class Configuration(Protocol):
@@ -31,7 +31,7 @@ class Configuration(Protocol):
     reinit_optim_cfg: dict[str, Any] | None
     reinit_lr_cfg: dict[str, Any] | None
     strategy_adapter_cfg: dict[str, Any] | None
-    custom_strategy_adapters: dict[str, str] | None
+    custom_strategy_adapters: dict[str, str | type[StrategyAdapter]] | None
     allow_untested: bool
     apply_lambdas_new_pgs: bool
     enforce_phase0_params: bool
@@ -77,6 +77,7 @@ def configuration_problems(
             problems.append(Problem(f"expected `{name}` without `ft_schedule` only, got both", fix=fix))
     if configuration.restore_best and wiring.checkpoint is not None:
         problems += _checkpoint_problems(wiring.checkpoint)
+    problems += unused_adapters(trainer, configuration.custom_strategy_adapters)
     problems += _optimizer_problems(trainer)
     return problems if configuration.allow_untested else [*problems, *_untested(configuration, trainer)]
 

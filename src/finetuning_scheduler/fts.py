@@ -70,8 +70,8 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         reinit_optim_cfg: Optimizer to install at every transition of a generated schedule.
         reinit_lr_cfg: LR scheduler to install at every transition of a generated schedule.
         strategy_adapter_cfg: Keyword arguments for the strategy adapter.
-        custom_strategy_adapters: Adapters by strategy flag: an entry-point name, ``"pkg.mod:Class"`` or
-            ``"pkg.mod.Class"``.
+        custom_strategy_adapters: Adapters by strategy flag: an entry-point name, ``"pkg.mod:Class"``,
+            ``"pkg.mod.Class"`` or the class itself. One has to be for the strategy in use.
         allow_untested: Permit strategies and LR schedulers outside the supported lists, with a warning.
         logging_level: Level of this package's logger, ``finetuning_scheduler``.
         intra_epoch_transitions: With several validations an epoch, let running out of patience end a phase inside the
@@ -97,7 +97,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         reinit_optim_cfg: dict[str, Any] | None = None,
         reinit_lr_cfg: dict[str, Any] | None = None,
         strategy_adapter_cfg: dict[str, Any] | None = None,
-        custom_strategy_adapters: dict[str, str] | None = None,
+        custom_strategy_adapters: dict[str, str | type[StrategyAdapter]] | None = None,
         allow_untested: bool = False,
         apply_lambdas_new_pgs: bool = False,
         logging_level: int = logging.INFO,
@@ -240,6 +240,9 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
             log.setLevel(level)
         self._files.enter_context(complete_checkpoints(trainer.strategy))
         self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
+        with as_misconfiguration():
+            self._fit.adapter.on_before_init_fts()
+        self._fit.entry.given.update(self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
