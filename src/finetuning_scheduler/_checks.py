@@ -15,10 +15,12 @@ from .callbacks.wiring import Wiring
 from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from .core.plan import Plan
 from .core.schedule.schedule import Schedule
-from .core.settings import Settings, flag_problems, meant
+from .core.schedule.values import plain
+from .core.settings import Settings, flag_problems
 from .core.thaw import FrozenModulesMode
 from .errors import Problem
-from .strategy_adapters import StrategyAdapter, has_custom_adapter, untested_strategy, unused_adapters
+from .strategy_adapters import StrategyAdapter, has_custom_adapter, untested_strategy
+from .strategy_adapters.registry import unused_adapters
 
 
 class Configuration(Protocol):
@@ -132,7 +134,7 @@ def endless_phases(configuration: Configuration, trainer: Trainer, wiring: Wirin
 
 def level_of(given: object) -> int | None:
     """Return a logging level by its number or name, the usual one for ``None``; ``None`` if there is no such level."""
-    level = logging.INFO if given is None else meant(given)
+    level = logging.INFO if given is None else plain(given)
     level = logging.getLevelName(level.upper()) if isinstance(level, str) else level
     return level if isinstance(level, int) and not isinstance(level, bool) else None
 

@@ -53,7 +53,9 @@ from .core.thaw import set_trainable
 from .core.transitions import Listener, Moment
 from .core.view import ModelView
 from .errors import CheckpointError, OptimizerError, Problem, ScheduleError, in_file, joined
-from .strategy_adapters import saved_progress, schedule_view, unused_adapters
+from .strategy_adapters import saved_progress
+from .strategy_adapters.base import schedule_view
+from .strategy_adapters.registry import unused_adapters
 
 log = logging.getLogger("finetuning_scheduler")
 # What a fit adds to its session's state.

@@ -17,7 +17,7 @@ from .core.schedule.resolve import Resolution
 from .core.schedule.schedule import Schedule, ScheduleSource
 from .core.view import ModelView
 from .errors import Problem, ScheduleError
-from .strategy_adapters import StrategyAdapter, overrides
+from .strategy_adapters.base import StrategyAdapter, overrides
 
 
 class Implicit(Protocol):

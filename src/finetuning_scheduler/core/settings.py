@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Problem
-from .schedule.values import exponent_number, plain
+from .schedule.values import plain
 from .thaw import FrozenModulesMode
 
 
@@ -40,9 +40,9 @@ class Settings:
     frozen_modules_mode: FrozenModulesMode = "train"
 
     def __post_init__(self) -> None:
-        """Take scalars of numpy, and numbers that YAML leaves as text, for what they mean."""
+        """Take scalars of numpy for the numbers and switches that they are."""
         for name in ("max_depth", "base_max_lr", *_FLAGS):
-            object.__setattr__(self, name, meant(getattr(self, name)))
+            object.__setattr__(self, name, plain(getattr(self, name)))
         depth: Any = self.max_depth
         object.__setattr__(self, "max_depth", -1 if depth is None else depth)
 
@@ -72,13 +72,6 @@ class Settings:
 
 
 _FLAGS = ("restore_best", "enforce_phase0_params", "apply_lambdas_new_pgs", "frozen_bn_track_running_stats")
-
-
-def meant(value: Any) -> Any:
-    """Return the plain value that a scalar of another library, or a number that YAML leaves as text, stands for."""
-    value = plain(value)
-    found = exponent_number(value) if isinstance(value, str) else None
-    return value if found is None else found
 
 
 def flag_problems(name: str, value: object) -> Iterator[Problem]:

@@ -1,11 +1,11 @@
 """What a Lightning strategy needs to be told when parameters are frozen or thawed."""
 
-from .base import StrategyAdapter, overrides, schedule_view
+from .base import StrategyAdapter
 from .ddp import DDPStrategyAdapter
 from .fsdp import FSDPStrategyAdapter
 from .loading import saved_progress
 from .model_parallel import ModelParallelStrategyAdapter
-from .registry import has_custom_adapter, make_adapter, untested_strategy, unused_adapters
+from .registry import has_custom_adapter, make_adapter, untested_strategy
 
 __all__ = [
     "DDPStrategyAdapter",
@@ -14,9 +14,6 @@ __all__ = [
     "StrategyAdapter",
     "has_custom_adapter",
     "make_adapter",
-    "overrides",
     "saved_progress",
-    "schedule_view",
     "untested_strategy",
-    "unused_adapters",
 ]
