@@ -70,7 +70,7 @@ def generated_by(adapter: StrategyAdapter, owner: Implicit, directory: str) -> s
     if overrides(adapter, StrategyAdapter, "gen_ft_schedule"):
         path = adapter.gen_ft_schedule(directory)
     elif getattr(owner.gen_ft_schedule, "__func__", owner.gen_ft_schedule) is not ScheduleImplMixin.gen_ft_schedule:
-        path = owner.gen_ft_schedule(adapter.pl_module, directory)
+        path = owner.gen_ft_schedule(adapter.trainer.lightning_module, directory)
     else:
         return None
     if not isinstance(path, (str, PathLike)):

@@ -19,8 +19,6 @@ from tests.reference.networks import FIRST, HEAD, SECOND, THIRD
 from tests.reference.recipe import schedule_of, simple_recipe
 from tests.reference.toys import Session, ToyOverAll, make_trainer
 
-pytestmark = pytest.mark.quick
-
 IMPORTS = [
     ("finetuning_scheduler", "FinetuningScheduler FTSEarlyStopping FTSCheckpoint Schedule Phase ScheduleImplMixin"),
     ("finetuning_scheduler.fts", "FinetuningScheduler"),

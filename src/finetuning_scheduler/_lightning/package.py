@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ModelParallelStrategy,
         SingleDeviceStrategy,
         Strategy,
+        StrategyRegistry,
     )
     from lightning.pytorch.trainer.states import TrainerFn
     from lightning.pytorch.utilities.types import LRSchedulerConfig
@@ -45,6 +46,7 @@ else:
     DDPStrategy, DeepSpeedStrategy = _strategies.DDPStrategy, _strategies.DeepSpeedStrategy
     FSDPStrategy, ModelParallelStrategy = _strategies.FSDPStrategy, _strategies.ModelParallelStrategy
     SingleDeviceStrategy, Strategy = _strategies.SingleDeviceStrategy, _strategies.Strategy
+    StrategyRegistry = _strategies.StrategyRegistry
     TrainerFn = importlib.import_module(f"{_name}.trainer.states").TrainerFn
     LRSchedulerConfig = importlib.import_module(f"{_name}.utilities.types").LRSchedulerConfig
     MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
@@ -79,6 +81,7 @@ __all__ = [
     "SingleDeviceStrategy",
     "StochasticWeightAveraging",
     "Strategy",
+    "StrategyRegistry",
     "TorchCheckpointIO",
     "Trainer",
     "TrainerFn",

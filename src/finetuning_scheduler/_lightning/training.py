@@ -23,6 +23,7 @@ from .package import (
     LRSchedulerConfig,
     ModelCheckpoint,
     ModelParallelStrategy,
+    StrategyRegistry,
     Trainer,
 )
 
@@ -114,9 +115,14 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def strategy_flags(trainer: Trainer) -> set[str]:
-    """Return the names by which a user may know the trainer's strategy: what was asked for, and what it is called."""
-    asked = trainer._accelerator_connector._strategy_flag
-    names = {type(trainer.strategy).__name__, getattr(trainer.strategy, "strategy_name", "")}
+    """Return the names by which a user may know the trainer's strategy.
+
+    That is what was asked for, its class, and the plainest name under which Lightning has it: ``"ddp"`` of the strategy
+    ``"ddp_find_unused_parameters_true"`` or of an object, too.
+    """
+    asked, kind = trainer._accelerator_connector._strategy_flag, type(trainer.strategy)
+    registered = [name for name, entry in StrategyRegistry.items() if entry["strategy"] is kind]
+    names = {kind.__name__, getattr(trainer.strategy, "strategy_name", ""), min(registered, key=len, default="")}
     return {name for name in (*names, asked) if isinstance(name, str) and name}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -90,9 +91,10 @@ class ModelView:
         Raises:
             ScheduleError: These are no names, or names of something else.
         """
-        wrong = [str(name) for name, tensor in named.items() if not name or id(tensor) not in self.names_of]
-        if wrong or not named or not all(isinstance(name, str) for name in named):
-            got = f"something else under {listed(wrong)}" if wrong else f"{len(named)} names"
+        given: Mapping[Any, Any] = named
+        wrong = [name for name, it in given.items() if not (isinstance(name, str) and name and id(it) in self.names_of)]
+        if wrong or not named:
+            got = f"something else under {listed([str(name) for name in wrong])}" if wrong else "none"
             raise ScheduleError(
                 Problem(
                     f"expected the parameters of the module, each under a name for schedules, got {got}",

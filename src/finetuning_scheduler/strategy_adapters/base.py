@@ -64,7 +64,7 @@ class StrategyAdapter:
     @property
     def fts_handle(self) -> Any:
         """The :class:`.FinetuningScheduler` of the trainer."""
-        return next(each for each in callbacks_of(self.trainer) if isinstance(each, AttachableCallback))
+        return _scheduler_of(self.trainer)
 
     @property
     def pls_handle(self) -> Strategy:
@@ -92,7 +92,7 @@ class StrategyAdapter:
     def on_set_up(self) -> None:
         """Called when the strategy has set up the module and made the optimizers, or has failed to.
 
-        It is the place to take back what :meth:`on_model_configured` has lent to the strategy; nothing is frozen yet.
+        It is the place to take back what :meth:`on_model_configured` has lent to the strategy.
         """
 
     def view(self, module: LightningModule) -> ModelView:
@@ -105,7 +105,7 @@ class StrategyAdapter:
         With other names, the schedule is validated, generated and saved in these, and what is thawed for each is the
         parameter itself. Parameters without a name stay frozen.
         """
-        return self.view(self.pl_module).tensors
+        return self.view(self.trainer.lightning_module).tensors
 
     def gen_ft_schedule(self, dump_loc: str | PathLike[str]) -> str | PathLike[str]:
         """Write the schedule of a fit that is given none, and return its path.
@@ -115,7 +115,7 @@ class StrategyAdapter:
         Args:
             dump_loc: The directory.
         """
-        view = schedule_view(self, self.view(self.pl_module))
+        view = schedule_view(self, self.view(self.trainer.lightning_module))
         return save_schedule(generate(view.plain, frozen=view.frozen), view.plain, dump_loc)
 
     def validate_ft_sched(self) -> tuple[int, int] | None:
@@ -127,7 +127,7 @@ class StrategyAdapter:
             The deepest phase and the largest ``max_transition_epoch``, -1 if there is none. An override may return
             ``None``, but no other deepest phase.
         """
-        schedule: Schedule = self.fts_handle.ft_schedule
+        schedule: Schedule = _scheduler_of(self.trainer).ft_schedule
         return len(schedule) - 1, max(phase.max_transition_epoch for phase in schedule.phases)
 
     def on_after_init_fts(self) -> None:
@@ -209,6 +209,10 @@ class StrategyAdapter:
     def from_rank_zero(self, value: T) -> T:
         """Give every rank the value that global rank zero has."""
         return self.trainer.strategy.broadcast(value, src=0)
+
+
+def _scheduler_of(trainer: Trainer) -> Any:
+    return next(each for each in callbacks_of(trainer) if isinstance(each, AttachableCallback))
 
 
 def schedule_view(adapter: StrategyAdapter, view: ModelView) -> ModelView:

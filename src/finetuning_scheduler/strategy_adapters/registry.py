@@ -53,9 +53,8 @@ def untested_strategy(strategy: Strategy) -> str | None:
 def unused_adapters(trainer: Trainer, custom: Mapping[str, Any] | None) -> Iterator[Problem]:
     """Find adapters that the user has named for other strategies than the one in use, and none for this one."""
     if custom and not has_custom_adapter(trainer, custom):
-        names = ", ".join(f"'{name}'" for name in sorted(strategy_flags(trainer)))
-        message = f"expected `custom_strategy_adapters` to have an adapter for the strategy in use ({names}), got only "
-        message += f"adapters for {', '.join(repr(flag) for flag in custom)}"
+        names, got = ", ".join(sorted(strategy_flags(trainer))), ", ".join(map(str, custom))
+        message = f"expected an adapter for the strategy in use ({names}) in `custom_strategy_adapters`, got {got}"
         yield Problem(message, fix="Name the strategy as it is called here, or leave the adapters out.")
 
 
