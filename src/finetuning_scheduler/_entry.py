@@ -239,7 +239,8 @@ class Entry:
         if named is view:
             return found
         phases = (each.model_copy(update={"params": named.names_for(each.params, view)}) for each in found.phases)
-        return replace(found, phases=tuple(phases))
+        unnamed = sum(id(tensor) not in named.names_of for tensor in view.trained.values())
+        return replace(found, phases=tuple(phases), frozen=found.frozen + unnamed)
 
     def _validation_problems(self, result: Any) -> Iterator[Problem]:
         """Find what an adapter's validation returns to have other phases executed."""

@@ -139,9 +139,12 @@ EXPRESSIONS = {
 
 
 @pytest.mark.parametrize("schedule", [RENAMED, EXPRESSIONS], ids=["names", "expressions"])
-def test_a_schedule_in_an_adapters_names_trains_the_same_parameters(schedule: Any, tmp_path: Path) -> None:
+def test_a_schedule_in_an_adapters_names_trains_the_same_parameters(
+    schedule: Any, tmp_path: Path, messages: Callable[[], list[str]]
+) -> None:
     fitted = session(tmp_path / "renamed", Renames, ft_schedule=schedule).fit()
     assert_same_run(fitted.history, Session(RECIPE, tmp_path / "plain").fit().history)
+    assert messages().count("2 parameters are in no phase and stay frozen.") == 2  # of this run and of the plain one
     in_force = {number: {*phase["params"]} for number, phase in fitted.scheduler.ft_schedule.items()}
     assert in_force == {number: {*phase["params"]} for number, phase in RENAMED.items()}
     saved = ScheduleImplMixin.load_yaml_schedule(tmp_path / "renamed" / "Toy_ft_schedule.yaml")
