@@ -11,10 +11,11 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, FTSEarlyStopping
+from finetuning_scheduler.strategy_adapters import StrategyAdapter
 from tests.docs import pages, running
 from tests.docs.pages import ROOT
 
@@ -64,6 +65,7 @@ WROTE: dict[str, Wrote] = {
     "`FTSCheckpoint()` without `monitor`": Wrote(callbacks=lambda: [FTSCheckpoint()]),
     "`monitor: loss`": Wrote(callbacks=lambda: [FTSEarlyStopping("loss")]),
     "`strategy_adapter_cfg` of FSDP": Wrote(options={"strategy_adapter_cfg": {"awp_overrides": ["head"]}}),
+    "`custom_strategy_adapters`": Wrote(options={"custom_strategy_adapters": {"ddp": "pkg.mod:Adapter"}}),
     "a parameter that is frozen before": Wrote(None, prepare=lambda module: module.blocks.requires_grad_(False)),
     "a schedule that leaves parameters out": Wrote({0: FIRST}),
     "`ckpt_path` of a run without the callback": Wrote(resumes=True),
@@ -87,15 +89,26 @@ class Row:
         return self.get.startswith("an error")
 
 
-def rows() -> list[Row]:
-    section = (ROOT / PAGE).read_text(encoding="utf-8").split("## You wrote, you get")[1].split("\n## ")[0]
+def cells_below(heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, row by row."""
+    section = (ROOT / PAGE).read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
     lines = [line.strip("| ") for line in section.splitlines() if line.startswith("| ")][1:]
-    return [Row(*(cell.strip() for cell in line.split(" | "))) for line in lines]
+    return [[cell.strip() for cell in line.split(" | ")] for line in lines]
+
+
+def rows() -> list[Row]:
+    return [Row(*cells) for cells in cells_below("You wrote, you get")]
 
 
 def row_of(beginning: str) -> Row:
     (row,) = (row for row in rows() if row.wrote.startswith(beginning))
     return row
+
+
+def program() -> tuple[pl.LightningModule, Any, Any]:
+    """The page's module, and loaders for training and validation."""
+    names = running.run(pages.blocks(PAGE, "python")[:1], {})
+    return names["Classifier"](), names["loader"](1), names["loader"](2)
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")  # of a default checkpoint
@@ -104,8 +117,7 @@ def test_one_gets_what_the_page_says(beginning: str, tmp_path: Path) -> None:
     row, wrote = row_of(beginning), WROTE[beginning]
     torch.manual_seed(0)
     with running.somewhere_quiet(tmp_path):
-        names = running.run(pages.blocks(PAGE, "python")[:1], {})
-        module, train, validate = names["Classifier"](), names["loader"](1), names["loader"](2)
+        module, train, validate = program()
         wrote.prepare(module)
         checkpoint = None
         if wrote.resumes:
@@ -130,3 +142,65 @@ def test_each_row_is_tried() -> None:
     tried = {row.wrote: [beginning for beginning in WROTE if row.wrote.startswith(beginning)] for row in rows()}
     assert {wrote for wrote, found in tried.items() if len(found) != 1} == set()
     assert len(tried) == len(WROTE)
+
+
+# --- methods of one's own ---------------------------------------------------------------------------------------------
+
+METHODS = cells_below("Methods of your own")
+CALLED = [(method, where) for where, here in METHODS if here == "called" for method in re.findall(r"`(\w+)`", where)]
+NEVER_CALLED = [(re.findall(r"`(\w+)`", where)[0], where, fix) for where, fix in METHODS if fix != "called"]
+
+
+def with_method(method: str, where: str, function: Any) -> FinetuningScheduler:
+    """A callback that defines a method, or whose adapter does."""
+    if not where.startswith("of an adapter"):
+        return type("Mine", (FinetuningScheduler,), {method: function})({0: FIRST, 1: REST})
+    adapter = type("Mine", (StrategyAdapter,), {method: function})
+    return FinetuningScheduler({0: FIRST, 1: REST}, custom_strategy_adapters={"SingleDeviceStrategy": adapter})
+
+
+def _does_nothing(self: object, *arguments: object, **options: object) -> None:
+    """Called by nobody."""
+
+
+@pytest.mark.parametrize(("method", "where", "fix"), NEVER_CALLED)
+def test_a_method_that_nothing_calls_is_refused(method: str, where: str, fix: str, tmp_path: Path) -> None:
+    handle = getattr(StrategyAdapter, method, None)  # one that is a property here is written as one
+    scheduler = with_method(method, where, property(handle.fget) if isinstance(handle, property) else _does_nothing)
+    with running.somewhere_quiet(tmp_path):
+        module, train, validate = program()
+        trainer = pl.Trainer(max_epochs=1, callbacks=[scheduler])
+        message = re.escape(f"expected no `{method}`, which is never called here, got one in Mine. Fix: {fix}")
+        with pytest.raises(MisconfigurationException, match=message):
+            trainer.fit(module, train, validate)
+    assert trainer.global_step == 0
+
+
+@pytest.mark.parametrize(("method", "where"), CALLED)
+def test_a_method_that_the_page_says_is_called_is_called(method: str, where: str, tmp_path: Path) -> None:
+    called = []
+    of_the_package = getattr(StrategyAdapter if where.startswith("of an adapter") else FinetuningScheduler, method)
+
+    def mine(self: Any, *arguments: Any, **options: Any) -> Any:
+        called.append(method)
+        return of_the_package(self, *arguments, **options)
+
+    scheduler = with_method(method, where, mine)
+    if method == "gen_ft_schedule":
+        scheduler.ft_schedule = None
+    with running.somewhere_quiet(tmp_path):
+        module, train, validate = program()
+        pl.Trainer(max_epochs=2, callbacks=[scheduler]).fit(module, train, validate)
+        if method == "thaw_to_depth":  # by the user
+            scheduler.thaw_to_depth()
+    assert called
+
+
+def test_names_that_are_gone_have_others() -> None:
+    assert not issubclass(FinetuningScheduler, BaseFinetuning)
+    module, *_ = program()
+    BaseFinetuning.freeze(module)
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+    stopping, scheduler = FTSEarlyStopping("val_loss"), FinetuningScheduler()
+    assert not any(hasattr(stopping, name) for name in ("es_phase_complete", "final_phase"))
+    assert (stopping.phase_exhausted, scheduler.depth_remaining) == (False, 0)
