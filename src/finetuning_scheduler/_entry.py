@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
@@ -25,8 +25,10 @@ from ._lightning import (
     LightningModule,
     MisconfigurationException,
     Trainer,
+    after_configure_model,
     around_setup,
     is_search_checkpoint,
+    leave,
     loaded_optimizer_state,
     loading_with,
     remember,
@@ -132,7 +134,9 @@ class Entry:
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
         self._hooked.enter_context(
-            around_setup(trainer, module, before_optimizers=self.before_optimizers, after=self.begin)
+            after_configure_model(module, self._generate_and_leave)
+            if owner.gen_ft_sched_only
+            else around_setup(trainer, module, make_optimizers=self.make_optimizers, after=self.begin)
         )
 
     @property
@@ -195,10 +199,23 @@ class Entry:
         else:
             self.loaded = state
 
-    def before_optimizers(self) -> None:
-        """Read the schedule, and let the user's ``configure_optimizers`` meet the model in the state of phase 0."""
-        if self.owner.gen_ft_sched_only:
-            self._generate_and_exit()
+    def make_optimizers(self, configure: Callable[[], Any]) -> Any:
+        """Read the schedule, and let the user's ``configure_optimizers`` meet the model in the state of phase 0.
+
+        What is wrong with the schedule is told with everything else when the optimizers are there; at once if it keeps
+        them from being made, since the user's method has not met what it expects.
+        """
+        self._thaw_first_phase()
+        try:
+            return configure()
+        except Exception as error:
+            if not self._found.errors:
+                raise
+            with as_misconfiguration():
+                raise joined(self._found.errors) from error
+
+    def _thaw_first_phase(self) -> None:
+        """Read the schedule; freeze and thaw what it says for phase 0."""
         view = self.adapter.view(self.module)
         with as_misconfiguration():
             self._found = self._read(view)
@@ -208,14 +225,9 @@ class Entry:
         self._view = view
         self._came_with = {name: parameter.requires_grad for name, parameter in view.trained.items()}
         self.resumed_from = self.trainer.ckpt_path
-        # What is wrong with the schedule is told with everything else, when the optimizers are there.
         for first in self._found.phases[:1]:
             set_trainable(view.trained.values(), trainable=False)
             set_trainable((view.tensors[name] for name in first.params), trainable=True)
-        if self._found.errors and not any(parameter.requires_grad for parameter in view.trained.values()):
-            # An optimizer of what can be trained could not be made, and would hide the reason.
-            with as_misconfiguration():
-                raise joined(self._found.errors)
         if not self._found.errors:
             with as_misconfiguration():
                 self.adapter.on_after_init_fts()
@@ -335,8 +347,9 @@ class Entry:
                 set_trainable([self._view.trained[name]], trainable)
         self._came_with = {}
 
-    def _generate_and_exit(self) -> None:
-        """Write the default schedule, then leave the program."""
+    def _generate_and_leave(self) -> None:
+        """Write the default schedule of the module that has just got its layers, then leave the program."""
+        self.release()
         directory = self._resolve_log_dir()
         with as_misconfiguration():
             unused = unused_adapters(self.trainer, self.owner.custom_strategy_adapters)
@@ -348,7 +361,7 @@ class Entry:
                 path = save(self.ranks, lambda: generate(view.plain, frozen=view.frozen), view.plain, directory)
         self.report(logging.INFO, f"The default schedule was written to {path}.")
         self.trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
-        raise SystemExit(0)
+        leave(self.trainer)
 
     def _enter_first_phase(self) -> None:
         moment = Moment(self.trainer.current_epoch, self.trainer.global_step)

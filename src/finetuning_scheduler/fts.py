@@ -17,7 +17,9 @@ from ._lightning import (
     MisconfigurationException,
     Trainer,
     TrainerFn,
+    has_left,
     is_search_checkpoint,
+    needs_no_optimizers,
     refuse_other_package,
     remembered,
 )
@@ -129,7 +131,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         self.intra_epoch_transitions = intra_epoch_transitions
         self.log_dir = log_dir
         self._wiring = Wiring()
-        self._adapted = ExitStack()  # what is lent to a strategy for a validation, test or prediction
+        self._adapted = ExitStack()  # what is lent before a fit, or for a validation, test or prediction
         self._files = ExitStack()  # how the strategy writes checkpoints
 
     @property
@@ -214,7 +216,10 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         refuse_other_package(trainer)
         self._wiring.undo(trainer)
         self._files.close()
-        if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.gen_ft_sched_only:
+            self._adapted.enter_context(needs_no_optimizers(trainer.lightning_module))
             return
         self._wiring = wire(trainer, early_stopping=not self.epoch_transitions_only, checkpoint=self.restore_best)
         continues = self._earlier_fit(trainer, trainer.lightning_module) is not None
@@ -234,6 +239,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
             if trainer.strategy.restore_checkpoint_after_setup:
                 adapted(self, trainer, pl_module, self._adapted)
             return
+        self._adapted.close()
         earlier = self._earlier_fit(trainer, pl_module)
         continued = None if earlier is None else earlier.state_dict() or None
         if (level := level_of(self.logging_level)) is not None:  # else it is among the problems
@@ -287,6 +293,8 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave modules, logger and Lightning as after a fit that ends by itself."""
+        if has_left(exception):
+            raise SystemExit(0)
         self._adapted.close()
         if self._fit is not None:
             self._fit.end(failed=True)

@@ -15,7 +15,17 @@ from .callbacks import (
     refuse_other_package,
     validation_metrics,
 )
-from .hooks import after_configure_model, around_setup, is_search_checkpoint, loading_with, remember, remembered
+from .hooks import (
+    after_configure_model,
+    around_setup,
+    has_left,
+    is_search_checkpoint,
+    leave,
+    loading_with,
+    needs_no_optimizers,
+    remember,
+    remembered,
+)
 from .package import (
     AsyncCheckpointIO,
     Callback,
@@ -91,15 +101,18 @@ __all__ = [
     "forget_checkpoints",
     "forget_scores",
     "goes_on_in_epoch",
+    "has_left",
     "holds_weights",
     "install_lr_scheduler",
     "install_optimizer",
     "installer",
     "is_default_checkpoint",
     "is_search_checkpoint",
+    "leave",
     "load_model_and_precision",
     "loaded_optimizer_state",
     "loading_with",
+    "needs_no_optimizers",
     "note_chosen_directory",
     "note_directory",
     "optimizer_states",

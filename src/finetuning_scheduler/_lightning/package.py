@@ -26,7 +26,9 @@ if TYPE_CHECKING:
         Strategy,
         StrategyRegistry,
     )
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher as MultiProcessingLauncher
     from lightning.pytorch.trainer.states import TrainerFn
+    from lightning.pytorch.utilities.exceptions import _TunerExitException as TunerExit
     from lightning.pytorch.utilities.types import LRSchedulerConfig
 else:
 
@@ -47,9 +49,11 @@ else:
     FSDPStrategy, ModelParallelStrategy = _strategies.FSDPStrategy, _strategies.ModelParallelStrategy
     SingleDeviceStrategy, Strategy = _strategies.SingleDeviceStrategy, _strategies.Strategy
     StrategyRegistry = _strategies.StrategyRegistry
+    MultiProcessingLauncher = importlib.import_module(f"{_name}.strategies.launchers")._MultiProcessingLauncher
     TrainerFn = importlib.import_module(f"{_name}.trainer.states").TrainerFn
     LRSchedulerConfig = importlib.import_module(f"{_name}.utilities.types").LRSchedulerConfig
-    MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
+    _exceptions = importlib.import_module(f"{_name}.utilities.exceptions")
+    MisconfigurationException, TunerExit = _exceptions.MisconfigurationException, _exceptions._TunerExitException
 
 Callback = pl.Callback
 Checkpoint = pl.callbacks.Checkpoint
@@ -78,6 +82,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelParallelStrategy",
     "ModelPruning",
+    "MultiProcessingLauncher",
     "SingleDeviceStrategy",
     "StochasticWeightAveraging",
     "Strategy",
@@ -85,6 +90,7 @@ __all__ = [
     "TorchCheckpointIO",
     "Trainer",
     "TrainerFn",
+    "TunerExit",
     "WeightAveraging",
     "pl",
 ]
