@@ -197,7 +197,18 @@ def model_parallel_strategy(pl: ModuleType) -> object:
     return pl.strategies.ModelParallelStrategy()
 
 
+def exceptions(pl: ModuleType) -> object:
+    return importlib.import_module(f"{pl.__name__}.utilities.exceptions")
+
+
+def launchers(pl: ModuleType) -> object:
+    return importlib.import_module(f"{pl.__name__}.strategies.launchers")
+
+
 LIGHTNING = [
+    Row(exceptions, "_TunerExitException", "ends a fit as one that has done its work"),
+    Row(launchers, "_MultiProcessingLauncher", "whether another process waits for what a fit returns"),
+    Row(trainer, "_teardown", "the last that is called when such a fit ends"),
     Row(trainer, "_checkpoint_connector", "restores weights, precision and data at a transition"),
     Row(trainer, "_accelerator_connector", "how the user has named the strategy"),
     Row(checkpoint_connector, "_loaded_checkpoint", "what is restored"),

@@ -226,6 +226,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         ends_phases = not self.epoch_transitions_only
         restores = self.restore_best
         self._wiring.begin(self, trainer, ends_phases=ends_phases, restores_best=restores, forget=not continues)
+        self._wiring.put_first(self, trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module.

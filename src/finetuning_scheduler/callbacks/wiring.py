@@ -17,6 +17,8 @@ from .._lightning import (
     forget_checkpoints,
     forget_scores,
     is_default_checkpoint,
+    move_back,
+    move_first,
     note_chosen_directory,
     note_directory,
 )
@@ -46,6 +48,7 @@ class Wiring:
     lines: list[str] = field(default_factory=list)
     owes_save: bool = False  # the checkpoint that is being loaded has a score that ``checkpoint`` has not met yet
     _replaced: list[tuple[Callback, Callback]] = field(default_factory=list)
+    _moved: tuple[Callback, int] | None = None  # the scheduler, and its place among the trainer's callbacks
 
     def begin(
         self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, restores_best: bool, forget: bool
@@ -73,6 +76,14 @@ class Wiring:
                 forget_checkpoints(callback)
             elif isinstance(callback, EarlyStopping):
                 forget_scores(callback)
+
+    def put_first(self, scheduler: Callback, trainer: Trainer) -> None:
+        """Let the scheduler's hooks be called before those of other callbacks until :meth:`undo`.
+
+        What reads or logs learning rates, groups or trained parameters as an epoch or a batch starts then sees those of
+        the phase that begins there, wherever it is listed.
+        """
+        self._moved = scheduler, move_first(trainer, scheduler)
 
     def complete(self, checkpoint: Mapping[str, Any], progress: Mapping[str, Any] | None) -> None:
         """Find the state of the callbacks that drive in a checkpoint, however it has been written.
@@ -123,6 +134,9 @@ class Wiring:
                 if callback is form:
                     callbacks[index] = own
         self._replaced.clear()
+        if self._moved is not None:
+            move_back(trainer, *self._moved)
+            self._moved = None
         for driver in (self.early_stopping, self.checkpoint):
             if driver is not None:
                 driver.let_go()
