@@ -62,12 +62,13 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
 
     The arguments that are not listed are those that a loop without Lightning takes too: see :class:`.Settings`. While a
     fit is running, and after it until the next one begins, ``ft_schedule``, ``max_depth`` and ``log_dir`` tell what the
-    fit has made of them.
+    fit has made of them. Its hooks are called before those of the other callbacks during a fit, wherever it is listed.
 
     Args:
         ft_schedule: Path of a YAML schedule, a mapping, or a :class:`.Schedule`; ``None`` generates a schedule of two
             parameter tensors a phase, from the model's last to its first.
-        gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``.
+        gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``; no optimizer is
+            made, and no data loader asked for.
         epoch_transitions_only: Ignore running out of patience; every phase needs an epoch or step limit.
         reinit_optim_cfg: Optimizer to install at every transition of a generated schedule.
         reinit_lr_cfg: LR scheduler to install at every transition of a generated schedule.

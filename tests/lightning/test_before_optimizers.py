@@ -21,8 +21,6 @@ from finetuning_scheduler import FinetuningScheduler
 from tests.reference.networks import HEAD, SECOND, THIRD, loader
 from tests.reference.toys import Toy, make_trainer
 
-pytestmark = pytest.mark.quick
-
 SCHEDULE: dict[Any, Any] = {
     0: {"params": [*HEAD], "max_transition_epoch": 1},
     1: {"params": [*THIRD], "lr": 0.05, "max_transition_epoch": 2},

@@ -21,8 +21,6 @@ from finetuning_scheduler import FinetuningScheduler
 from finetuning_scheduler.fts_supporters import ScheduleImplMixin
 from tests.reference.toys import Toy, make_trainer
 
-pytestmark = pytest.mark.quick
-
 TOY_SCHEDULE = "Toy_ft_schedule.yaml"
 
 

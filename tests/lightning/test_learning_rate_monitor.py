@@ -19,8 +19,6 @@ from tests.reference.networks import HEAD, SECOND, THIRD
 from tests.reference.recipe import adamw, simple_recipe
 from tests.reference.toys import Toy, make_trainer
 
-pytestmark = pytest.mark.quick
-
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "betas": [0.8, 0.9], "weight_decay": 0.2}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}
 THEIRS = {"new_optimizer": {"optimizer_init": ADAMW}}
