@@ -72,8 +72,8 @@ def leave(trainer: Trainer) -> NoReturn:
         SystemExit: At the end, from ``Trainer.fit``.
     """
     if isinstance(trainer.strategy.launcher, MultiProcessingLauncher):
-        # The process that has launched this one waits for what rank zero returns, or raises.
-        raise _Done if trainer.is_global_zero else SystemExit(0)
+        # The process that has launched those of its machine waits for what the first of them returns, or raises.
+        raise _Done if trainer.local_rank == 0 else SystemExit(0)
     tear_down = trainer._teardown
 
     def then_exit() -> None:
