@@ -19,7 +19,7 @@ def mixed_precision(value: Any) -> MixedPrecisionPolicy:
         return value
     if not isinstance(value, Mapping):
         raise TypeError(f"got {value!r}")
-    types = {key: _type(key, each) for key, each in value.items() if str(key).endswith("_dtype")}
+    types = {key: _type(key, each) for key, each in value.items() if str(key).endswith("dtype")}
     return MixedPrecisionPolicy(**{**value, **types})
 
 
