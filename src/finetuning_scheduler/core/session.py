@@ -163,6 +163,14 @@ class Session:
                 listener.on_transition(transition)
         return transition
 
+    def thaw(self) -> None:
+        """Thaw what of the present phase something else than the session has frozen."""
+        present = (self.parameters[name] for name in self.trained_names)
+        if frozen := [parameter for parameter in present if not parameter.requires_grad]:
+            set_trainable(frozen, trainable=True)
+            for listener in self.listeners:
+                listener.after_thaw()
+
     @contextmanager
     def transition(self, driver: Mapping[str, Any] | None = None) -> Iterator[Before]:
         """Make a transition of what this block does: it is done, or it has not begun.

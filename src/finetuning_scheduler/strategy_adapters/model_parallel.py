@@ -35,7 +35,8 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
             the CPU), alone or in a list with the arguments of ``torch.utils.checkpoint.checkpoint``, and
             ``cpu_offload_policy``, ``True`` or the arguments of ``CPUOffloadPolicy``.
         fsdp_default_kwargs: Arguments of each module that gives none of that name. The mesh is the strategy's
-            ``data_parallel`` one unless given.
+            ``data_parallel`` one unless given. Here and in the plan ``mp_policy`` may be the arguments of
+            ``MixedPrecisionPolicy``, with types by name.
     """
 
     def __init__(

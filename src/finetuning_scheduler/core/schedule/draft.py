@@ -158,7 +158,7 @@ class _Drafter:
 
     def _fit_for_phase_0(self, raw: Mapping[Any, Any], key: Any) -> dict[Any, Any]:
         """Phase 0 without the keys that only later phases may have."""
-        given = [name for name in (*_CLASS_KEYS, *_LEARNING_RATE_KEYS) if raw.get(name) is not None]
+        given = [name for name in (*_CLASS_KEYS, *_LEARNING_RATE_KEYS) if not _says_nothing(name, raw.get(name))]
         for name in given:
             if name in _CLASS_KEYS:
                 message = f"expected `{name}` in later phases only"
@@ -226,6 +226,11 @@ class _Drafter:
 
     def _warning(self, path: KeyPath, message: str, phase: int | None = None) -> None:
         self.warnings.append(str(self._located(path, message, phase=phase)))
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether a key has its default, as in a phase that was read before."""
+    return value is None or (isinstance(value, float) and value == Phase.model_fields[name].default)
 
 
 def _phase_number(key: Any) -> int | None:

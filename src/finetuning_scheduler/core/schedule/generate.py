@@ -84,13 +84,26 @@ def implicit(
         OptimizerError: A list depends on the number of groups, which differs from phase to phase, or a value cannot be
             read.
     """
+    phases = generate(model, frozen=frozen).to_dict()
+    return reinitialised(phases, reinit_optim_cfg, reinit_lr_cfg)
+
+
+def reinitialised(
+    phases: dict[int, dict[str, Any]],
+    reinit_optim_cfg: Mapping[str, Any] | None,
+    reinit_lr_cfg: Mapping[str, Any] | None,
+) -> dict[int, dict[str, Any]]:
+    """Let every phase of a generated schedule after the first install the given optimizer and LR scheduler.
+
+    Raises:
+        OptimizerError: As :func:`implicit` does.
+    """
     reinit_optim_cfg, reinit_lr_cfg = plain(reinit_optim_cfg), plain(reinit_lr_cfg)
     problems = _unreadable({"reinit_optim_cfg": reinit_optim_cfg, "reinit_lr_cfg": reinit_lr_cfg})
     if isinstance(reinit_lr_cfg, Mapping):
         problems += _per_group_lists(reinit_lr_cfg)
     if problems:
         raise OptimizerError(problems)
-    phases = generate(model, frozen=frozen).to_dict()
     for number, phase in phases.items():
         if number > 0 and reinit_optim_cfg is not None:
             phase["new_optimizer"] = reinit_optim_cfg

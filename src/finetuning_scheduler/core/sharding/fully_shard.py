@@ -14,6 +14,7 @@ from ...errors import Problem, ScheduleError
 from ..schedule.wording import closest, did_you_mean
 from .checkpointing import ActivationCheckpointing, checkpointing_problem
 from .modules import select_modules
+from .precision import mixed_precision
 
 _ARGUMENTS = [name for name in inspect.signature(fully_shard).parameters if name != "module"]
 _ALIASES = ["act_ckpt", "cpu_offload_policy"]
@@ -68,6 +69,8 @@ class FSDPPlan:
                 yield problem
             if "cpu_offload_policy" in arguments:
                 yield from _offload_problems(arguments, place)
+            if "mp_policy" in arguments:
+                yield from _precision_problems(arguments["mp_policy"], place)
 
 
 def _order_problems(root: nn.Module, selected: Mapping[str, list[tuple[str, nn.Module]]]) -> Iterator[Problem]:
@@ -93,6 +96,14 @@ def _offload_problems(arguments: Mapping[str, Any], place: str) -> Iterator[Prob
         yield Problem(message, fix="Write, for example, {pin_memory: false}.")
 
 
+def _precision_problems(value: Any, place: str) -> Iterator[Problem]:
+    try:
+        mixed_precision(value)
+    except TypeError as error:
+        message = f"expected `mp_policy` of {place} to be a MixedPrecisionPolicy or arguments of one ({error})"
+        yield Problem(message, fix="Write, for example, {param_dtype: bfloat16, reduce_dtype: float32}.")
+
+
 def _offload_policy(value: Any) -> CPUOffloadPolicy | None:
     """Make the policy of its configuration; raises `TypeError` for what is none."""
     if value is None or isinstance(value, bool):
@@ -103,6 +114,8 @@ def _offload_policy(value: Any) -> CPUOffloadPolicy | None:
 def _shard(root: nn.Module, name: str, module: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Call ``fully_shard``; an entry's ``cpu_offload_policy`` wins over a default ``offload_policy``."""
     options = {key: value for key, value in arguments.items() if key not in _ALIASES}
+    if "mp_policy" in options:
+        options["mp_policy"] = mixed_precision(options["mp_policy"])
     if (policy := _offload_policy(arguments.get("cpu_offload_policy"))) is not None:
         options["offload_policy"] = policy
     checkpointing = ActivationCheckpointing.of(arguments.get("act_ckpt"))
