@@ -6,7 +6,9 @@ directory whose lock nobody holds was left behind.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import shutil
 import tempfile
 import uuid
@@ -32,12 +34,25 @@ class Directory:
 
     Args:
         parent: Where it is made; the system's temporary directory, if ``None``.
+        shared: What the processes call it that have it in common; the last one removes it.
     """
 
-    def __init__(self, parent: Path | None) -> None:
-        self._parent = parent
+    def __init__(self, parent: Path | None, shared: str | None = None) -> None:
+        self._parent = Path(tempfile.gettempdir()) if parent is None else parent
+        self._name = None if shared is None else _name_on_this_node(shared)
         self._path: Path | None = None
         self._remove: weakref.finalize[..., Directory] | None = None
+
+    def path(self) -> Path:
+        """Make it, if it has not been made.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        if self._path is None:
+            self._path, lock = _made(self._parent, self._name)
+            self._remove = weakref.finalize(self, _let_go, self._path, lock, os.getpid())
+        return self._path
 
     def new_file(self) -> RecordFile:
         """Make a file in it.
@@ -45,14 +60,11 @@ class Directory:
         Raises:
             OSError: The directory or the file cannot be made.
         """
-        if self._path is None:
-            self._path, lock = _made(self._where())
-            self._remove = weakref.finalize(self, _let_go, self._path, lock, os.getpid())
-        return RecordFile(self._path / f"{uuid.uuid4().hex}.rows", new=True)
+        return RecordFile(self.path() / f"{uuid.uuid4().hex}.rows", new=True)
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes have left beside it."""
-        for path in self._where().glob(f"{_PREFIX}*"):
+        for path in self._parent.glob(f"{_PREFIX}*"):
             with suppress(OSError):  # in use, somebody else's, or gone by now
                 _remove_if_unused(path)
 
@@ -62,27 +74,33 @@ class Directory:
             self._remove()
         self._path = self._remove = None
 
-    def _where(self) -> Path:
-        return Path(tempfile.gettempdir()) if self._parent is None else self._parent
+
+def _name_on_this_node(name: str) -> str:
+    """Make names of different nodes different: on a disk that nodes share, one may see an index before the rows."""
+    return hashlib.blake2b(f"{name}\0{platform.node()}".encode(), digest_size=16).hexdigest()
 
 
-def _made(parent: Path) -> tuple[Path, IO[bytes]]:
-    """Make a directory; return it with the file that holds its lock."""
+def _made(parent: Path, name: str | None) -> tuple[Path, IO[bytes]]:
+    """Make a directory, or join those who have; return it with the file that holds a lock on it."""
     while True:
-        path = parent / f"{_PREFIX}{uuid.uuid4().hex}"
-        path.mkdir(mode=0o700, parents=True)
-        lock = (path / _LOCK).open("ab")
-        if fcntl is not None:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_SH)
-        if _same_file(lock, path / _LOCK):
-            return path, lock
-        lock.close()  # a starting process has taken it for a leftover
+        path = parent / f"{_PREFIX}{name or uuid.uuid4().hex}"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            lock = (path / _LOCK).open("ab")
+            if fcntl is not None:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+            if _same_file(lock, path / _LOCK):
+                return path, lock
+            lock.close()  # somebody has taken it for a leftover, and removed it
 
 
 def _let_go(path: Path, lock: IO[bytes], process: int) -> None:
     """Remove a directory if nobody else uses it, unless this is a process forked from the one that has made it."""
     if os.getpid() == process:
+        if fcntl is not None:
+            with suppress(OSError):  # let go also of what forked processes have inherited
+                fcntl.flock(lock, fcntl.LOCK_UN)
         lock.close()
         with suppress(OSError):
             _remove_if_unused(path)

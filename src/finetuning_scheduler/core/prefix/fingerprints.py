@@ -61,7 +61,7 @@ def row_keys(
         if not isinstance(value, Tensor):
             common.update(_encoded(value))
             continue
-        readable = _readable(value)
+        readable = plain(value)
         common.update(f"tensor {readable.dtype} {row_dim is None} {mask is None} ".encode())
         if row_dim is None and mask is None:
             common.update(_header(readable.shape))
@@ -85,6 +85,19 @@ def row_keys(
 def tensor_key(tensor: Tensor) -> Key:
     """Return a key of a whole tensor, of the kinds that :func:`row_keys` reads."""
     return row_keys([tensor[None]], [0])[0]
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor, without its graph, whose memory holds the values themselves.
+
+    Raises:
+        TypeError: It is of another kind: a subclass, sparse, quantised, nested or without memory.
+    """
+    readable = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    if not readable or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+        kind = type(tensor).__name__ if type(tensor) is not Tensor else f"{tensor.layout} {tensor.dtype}"
+        raise TypeError(f"expected plain dense tensors, got one of kind {kind}")
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 @torch.no_grad()
@@ -182,15 +195,6 @@ def _number_of_rows(tensors: Sequence[object], row_dims: Sequence[int | None]) -
     if not counts or len(set(counts)) > 1:
         raise ValueError(f"expected inputs with the same number of rows, got {counts}")
     return counts[0]
-
-
-def _readable(tensor: Tensor) -> Tensor:
-    """Return a plain tensor whose memory holds the values themselves."""
-    readable = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    if not readable or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
-        kind = type(tensor).__name__ if type(tensor) is not Tensor else f"{tensor.layout} {tensor.dtype}"
-        raise TypeError(f"expected plain dense tensors, got one of kind {kind}")
-    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def _bytes(rows: Tensor) -> Tensor:

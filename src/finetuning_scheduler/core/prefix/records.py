@@ -105,9 +105,10 @@ class Layout:
         return next((column.device for column in self.columns if column is not None), torch.device("cpu"))
 
     @cached_property
-    def padded(self) -> bool:
-        """Whether rows have a width of their own."""
-        return any(column is not None and column.position is not None for column in self.columns)
+    def width(self) -> int | None:
+        """The positions of a row, if it has a width of its own."""
+        padded = (column for column in self.columns if column is not None and column.position is not None)
+        return next((column.sizes[column.position] for column in padded if column.position is not None), None)
 
     def of_width(self, width: int) -> Layout:
         """The same with another number of positions."""
