@@ -356,7 +356,7 @@ class Step:
         outcome = result.form.build(filled)
         self.replayed = True
         if around.gradients:
-            self._memory[site.name, *map(_identity, leaves)] = outcome
+            self._memory[(site.name, *map(_identity, leaves))] = outcome
         self.reuse_seconds += time.perf_counter() - begin
         return outcome
 
@@ -373,13 +373,17 @@ class Step:
 
     def _again(self, name: str, original: Forward, leaves: list[Any], form: Form) -> Any:
         """Answer a call after the step: one of activation checkpointing, that has been made before, or another."""
-        known = self._memory.get((name, *map(_identity, leaves)))
+        known = self._memory.get(_identities(name, leaves))
         return _made(original, [real(leaf) for leaf in leaves], form) if known is None else known
 
 
 def _made(original: Forward, leaves: Sequence[Any], form: Form) -> Any:
     args, kwargs = form.build(leaves)
     return original(*args, **kwargs)
+
+
+def _identities(name: str, leaves: Sequence[Any]) -> tuple[object, ...]:
+    return (name, *map(_identity, leaves))
 
 
 def _identity(leaf: Any) -> object:
@@ -436,7 +440,9 @@ def close(actual: Tensor, expected: Tensor, *, least: float = 0.0, tolerance: fl
     exact = torch.complex128 if actual.is_complex() else torch.float64
     one, other = actual.detach().to(exact), expected.detach().to(exact)
     finite = torch.isfinite(other)
-    if not torch.equal(finite, torch.isfinite(one)) or not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()):
+    if not torch.equal(finite, torch.isfinite(one)) or not torch.equal(
+        one[~finite].nan_to_num(), other[~finite].nan_to_num()
+    ):
         return False
     scale = max(float(other[finite].abs().max()) if bool(finite.any()) else 0.0, least)
     allowed = (TOLERANCE.get(actual.dtype, 1e-4) if tolerance is None else tolerance) * scale
