@@ -70,6 +70,7 @@ class Stage:
         self._changes = 0
         self._epoch = 0
         self._epoch_rows = self._epoch_hits = 0
+        self._known = False  # whether rows were kept when the epoch began
         self._step: Step | None = None
         self._interception: Interception | None = None
         self._account: dict[str, Any] = {}
@@ -109,16 +110,16 @@ class Stage:
 
     def phase_begins(self) -> None:
         """Take note that something else is trained."""
-        self._due, self._account = True, {}
+        self._due, self._account, self._known = True, {}, False
 
     def epoch_ends(self) -> None:
         """Take note that rows come again from now on; stop keeping them if none has."""
         kept = self._current
-        trusted = kept is not None and kept.failure is None and self._epoch > self._born[kept.cut]
-        if kept is not None and trusted and self._epoch_rows and not self._epoch_hits:
+        if kept is not None and kept.failure is None and self._known and self._epoch_rows and not self._epoch_hits:
             self._stop(kept, "no row has come again in a whole epoch")
         self._epoch += 1
         self._epoch_rows = self._epoch_hits = 0
+        self._known = bool(kept is not None and kept.seen)
 
     def account(self, phase: int) -> PrefixAccount:
         """Tell what reuse has done in a phase so far."""
