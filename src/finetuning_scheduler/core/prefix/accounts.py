@@ -13,6 +13,7 @@ class PrefixAccount:
         phase: The phase.
         stage: ``"train"`` or ``"validation"``.
         skipped: The modules that are skipped.
+        left_out: Frozen modules that could not be skipped as a whole, and why.
         rows: How many rows have entered them.
         hits: For how many of these the outputs were there.
         bytes: What is kept, in memory and in files, of all stages, at the end of the phase or at present.
@@ -24,6 +25,7 @@ class PrefixAccount:
     phase: int
     stage: str
     skipped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     rows: int = 0
     hits: int = 0
     bytes: int = 0

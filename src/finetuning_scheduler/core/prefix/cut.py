@@ -174,7 +174,9 @@ class _Search:
         if any(self._since.get(storage, call.begin) < call.begin for storage in inputs):
             return False
         has_weights = next(call.module.parameters(), None) is not None
-        if not has_weights and not (inputs and all(storage in owners for storage in inputs)):
+        if not has_weights and not (
+            inputs and all(storage in owners for storage in inputs) and all(map(is_always_calm, call.module.modules()))
+        ):
             return False
         blocked = call.blocked
         if blocked is None and any(call.arguments[place].storage not in owners for place in self._changed(call)):
@@ -267,18 +269,20 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_calm(module: nn.Module) -> bool:
-    """Whether a module does the same in every call, as far as its mode tells.
+    """Whether a module does the same in every call, as far as its mode tells."""
+    return not module.training or is_always_calm(module)
 
-    In train mode only PyTorch's own modules without weights and without randomness do.
+
+def is_always_calm(module: nn.Module) -> bool:
+    """Whether a module does the same in every call in train mode too.
+
+    Of PyTorch's own modules those without weights and without randomness do.
     """
-    if not module.training:
-        return True
     if not type(module).__module__.startswith("torch.nn.modules.") or isinstance(module, _NOISY):
         return False
     if isinstance(module, _DropoutNd) and module.p > 0:
         return False
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    return not own
+    return not (*module.parameters(recurse=False), *module.buffers(recurse=False))
 
 
 def _about_leaves(call: Call) -> str | None:

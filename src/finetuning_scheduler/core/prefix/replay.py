@@ -38,11 +38,25 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class Passed:
+    """An argument that a call has returned as it was, as layers that are off do."""
+
+    place: int
+
+
+@dataclass(frozen=True)
 class Result:
-    """The form of a call's result, for all calls of one structure; the leaves are plain values or kinds of tensors."""
+    """The form of a call's result, for all calls of one structure.
+
+    The leaves are plain values, kinds of tensors, or arguments that are passed on.
+    """
 
     form: Form
     leaves: tuple[object, ...]
+
+    def kept(self, site: Site) -> list[int]:
+        """Return the leaves that have to be kept."""
+        return [place for place in sorted(site.needed) if isinstance(self.leaves[place], Kind)]
 
 
 @dataclass
@@ -53,6 +67,7 @@ class Rows:
     results: dict[int, int | None] = field(default_factory=dict)
     half: dict[int, Tensor] = field(default_factory=dict)
     half_rows: int = 0
+    refused: str | None = None
 
 
 @dataclass
@@ -143,7 +158,7 @@ class Lineage:
             elif leaf.requires_grad or leaf.is_nested or leaf.layout is not torch.strided:
                 usable = False
             else:
-                self._enter(leaf, rows_of.get(place), digest, groups)
+                self._enter(real(leaf), rows_of.get(place), digest, groups)
         counts = {len(keys) for keys in groups.values()}
         usable &= len(counts) <= 1
         return Node(site, digest.digest(), groups, next(iter(counts), None), usable)
@@ -156,8 +171,12 @@ class Lineage:
         """Note what a call has returned."""
         for place, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
-                self._sources[token(leaf)] = (node, place)
+                self._sources.setdefault(token(leaf), (node, place))
                 self._held.append(leaf)
+
+    def changed(self, leaf: Tensor, node: Node, result: int) -> None:
+        """Note that an argument is a leaf of the result, now that the call has changed it in place."""
+        self._sources[token(leaf)] = (node, result)
 
     def _enter(self, leaf: Tensor, row_dim: int | None, digest: Any, groups: dict[int, Sequence[bytes]]) -> None:
         known = self._groups.get(token(leaf))
@@ -226,6 +245,12 @@ class Step:
         self.rows = 0
 
     @property
+    def known(self) -> bool:
+        """Whether outputs of all rows that have entered were there before the step."""
+        lineage = self._lineages[0]
+        return bool(lineage.entered) and all(key in lineage.kept.seen for key in lineage.entered)
+
+    @property
     def hits(self) -> bool:
         """Whether all results that were needed were there."""
         return 0 in self._looked and 0 not in self._missed
@@ -253,7 +278,7 @@ class Step:
         lineage = self._lineages[0]
         self._node(0, site, leaves, form, Surroundings.now(_device_types(leaves)))
         if lineage.entered:
-            self._replays = all(key in lineage.kept.seen for key in lineage.entered)
+            self._replays = self.known
 
     def commit(self) -> None:
         """Take it that the rows that have entered are there from now on, if all that is needed of them was kept."""
@@ -266,12 +291,13 @@ class Step:
         begin = time.perf_counter()
         around = Surroundings.now(_device_types(leaves))
         nodes = [self._node(number, site, leaves, form, around) for number, site in wanted]
+        tokens = _tokens(leaves)
         made, inside = time.perf_counter(), self.reuse_seconds
         outcome = _made(original, leaves, form)
         after = time.perf_counter()
         results, result_form = flatten(outcome)
         for (number, _), node in zip(wanted, nodes, strict=True):
-            self._keep(number, node, results, result_form)
+            self._keep(number, node, tokens, results, result_form)
         if wanted[0][0] == 0:
             self.plain_seconds += after - made - (self.reuse_seconds - inside)
         self.reuse_seconds += made - begin + time.perf_counter() - after
@@ -286,7 +312,7 @@ class Step:
             lineage.kept.failure = f"the inputs of `{site}` cannot be read: {error}"
             return Node(site, b"", {}, None, usable=False)
 
-    def _keep(self, number: int, node: Node, results: list[Any], form: Form) -> None:
+    def _keep(self, number: int, node: Node, given: Mapping[Token, int], results: list[Any], form: Form) -> None:
         lineage = self._lineages[number]
         kept, site = lineage.kept, node.site
         lineage.given(node, results)
@@ -297,7 +323,7 @@ class Step:
                 self._missed.add(number)
             return
         try:
-            result = _kind_of(results, form, kept.rows[site.place], node.rows)
+            result = _kind_of(results, form, given, kept.rows[site.place], node.rows)
             _compare_half(site, results, kept.rows[site.place])
         except Refused as refusal:
             kept.failure = str(refusal)
@@ -305,9 +331,9 @@ class Step:
         if kept.results.setdefault((site, node.structure), result) != result:
             kept.failure = f"`{site}` returns results of different forms for inputs of one form"
             return
-        if not site.needed:
+        places = result.kept(site)
+        if not places:
             return
-        places = sorted(site.needed)
         keys, split = node.keys(), kept.split(site)
         if not all(kept.store.has(split, keys)):
             self._missed.add(number)
@@ -329,13 +355,14 @@ class Step:
         node = self._node(0, site, leaves, form, around)
         result = kept.results.get((site, node.structure)) if node.usable else None
         in_place_on_others = any(not isinstance(leaves[place], StandIn) for place, _ in site.changed)
-        known = None if result is None or in_place_on_others else self._known(site, node, kept)
+        known = None if result is None or in_place_on_others else self._known(result.kept(site), node, kept)
         if result is None or known is None:
             self._missed.add(0)
             plain_leaves = [real(leaf) for leaf in leaves]
+            tokens = _tokens(plain_leaves)
             outcome = _made(original, plain_leaves, form)
             results, result_form = flatten(outcome)
-            self._keep(0, node, results, result_form)
+            self._keep(0, node, tokens, results, result_form)
             return outcome
 
         def make(arguments: list[Any]) -> list[Any]:
@@ -347,14 +374,17 @@ class Step:
         for place, leaf in enumerate(result.leaves):
             if place in known:
                 filled.append(known[place])
+            elif isinstance(leaf, Passed):
+                filled.append(leaves[leaf.place])
             elif isinstance(leaf, Kind):
                 shape = leaf.shape_of(node.rows or 0)
                 filled.append(StandIn.of(deferred, place, shape, leaf.dtype, leaf.device))
             else:
                 filled.append(leaf)
+        lineage.given(node, filled)
         for place, returned in site.changed:
             leaves[place].source = (deferred, returned)
-        lineage.given(node, filled)
+            lineage.changed(leaves[place], node, returned)
         outcome = result.form.build(filled)
         self.replayed = True
         if around.gradients:
@@ -362,16 +392,16 @@ class Step:
         self.reuse_seconds += time.perf_counter() - begin
         return outcome
 
-    def _known(self, site: Site, node: Node, kept: Kept) -> dict[int, Tensor] | None:
+    def _known(self, places: Sequence[int], node: Node, kept: Kept) -> dict[int, Tensor] | None:
         """Return what was kept of a call, by place."""
-        if not site.needed:
+        if not places:
             return {}
         self._looked.add(0)
         self.rows = max(self.rows, node.rows or 0)
-        tensors = kept.store.get(kept.split(site), node.keys())
+        tensors = kept.store.get(kept.split(node.site), node.keys())
         if tensors is not None and node.rows is None:
             tensors = [each[0] for each in tensors]
-        return None if tensors is None else dict(zip(sorted(site.needed), tensors, strict=True))
+        return None if tensors is None else dict(zip(places, tensors, strict=True))
 
     def _again(self, name: str, original: Forward, leaves: list[Any], form: Form) -> Any:
         """Answer a call after the step: one of activation checkpointing, that has been made before, or another."""
@@ -400,11 +430,18 @@ def _row_dim(leaf: object) -> int | None:
     return leaf.row_dim if isinstance(leaf, Kind) else None
 
 
-def _kind_of(results: Sequence[Any], form: Form, rows: Rows, count: int | None) -> Result:
+def _tokens(leaves: Sequence[Any]) -> dict[Token, int]:
+    return {token(leaf): place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+
+
+def _kind_of(results: Sequence[Any], form: Form, given: Mapping[Token, int], rows: Rows, count: int | None) -> Result:
     leaves: list[object] = []
     for place, leaf in enumerate(results):
         if not isinstance(leaf, Tensor):
             leaves.append(leaf)
+            continue
+        if (passed := given.get(token(leaf))) is not None:
+            leaves.append(Passed(passed))
             continue
         if type(leaf) is not Tensor or leaf.is_nested or leaf.layout is not torch.strided:
             raise Refused(f"a frozen module returns a tensor of kind {type(leaf).__name__}, {leaf.layout}")
@@ -425,7 +462,9 @@ def _compare_half(site: Site, results: Sequence[Any], rows: Rows) -> None:
         dim, actual = rows.results.get(place), results[place]
         actual = actual if dim is None else actual.narrow(dim, 0, rows.half_rows)
         if not close(actual, expected):
-            raise Refused(f"the outputs of `{site}` for a row depend on the other rows of the batch")
+            rows.refused = f"the outputs of `{site}` for a row depend on the other rows of the batch"
+    if rows.refused is not None:
+        raise Refused(rows.refused)
 
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

@@ -25,6 +25,7 @@ from .trial import Observed, Trials, difference, differing_gradients, gradients_
 from .watch import Call, Trace, Watch
 
 _PHASES_AHEAD = 8  # whose outputs are kept in one pass
+_ATTEMPTS = 3  # to verify a batch, in an epoch
 _CHANGES = 2  # of what is frozen, after which reuse is given up
 
 
@@ -70,6 +71,7 @@ class Stage:
         self._changes = 0
         self._epoch = 0
         self._epoch_rows = self._epoch_hits = 0
+        self._attempts = 0  # to verify, in the present epoch
         self._known = False  # whether rows were kept when the epoch began
         self._step: Step | None = None
         self._interception: Interception | None = None
@@ -90,15 +92,16 @@ class Stage:
         self._count("seconds_recording", time.perf_counter() - begin)
         if kept is None:
             return step(*args, **kwargs)
-        may_verify = not kept.verified and bool(kept.seen) and self._epoch > self._born[kept.cut]
+        may_verify = not kept.verified and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
         before = State.of(self._live(kept)) if may_verify else None
         others = [] if kept.verified and not self._others(kept) else self._others(kept)
         run = Step(kept, others, replays=None if kept.verified else False)
         observed = Observed()
         with self._intercepted(run, observed if may_verify else None).active():
             output = step(*args, **kwargs)
+        known = run.known
         self._finish(run, kept)
-        if before is not None and run.hits and kept.failure is None:
+        if before is not None and known and kept.failure is None:
             self._verify(kept, before, output, observed, partial(step, *args, **kwargs))
         return output
 
@@ -110,7 +113,7 @@ class Stage:
 
     def phase_begins(self) -> None:
         """Take note that something else is trained."""
-        self._due, self._account, self._known = True, {}, False
+        self._due, self._account, self._known, self._attempts = True, {}, False, 0
 
     def epoch_ends(self) -> None:
         """Take note that rows come again from now on; stop keeping them if none has."""
@@ -118,7 +121,7 @@ class Stage:
         if kept is not None and kept.failure is None and self._known and self._epoch_rows and not self._epoch_hits:
             self._stop(kept, "no row has come again in a whole epoch")
         self._epoch += 1
-        self._epoch_rows = self._epoch_hits = 0
+        self._epoch_rows = self._epoch_hits = self._attempts = 0
         self._known = bool(kept is not None and kept.seen)
 
     def account(self, phase: int) -> PrefixAccount:
@@ -149,22 +152,23 @@ class Stage:
             return None
         if self._guard is None:
             self._guard = Guard(self._inside(kept))
-        elif not self._guard.same() and not self._still_good():
-            return None
-        return self._current
+            return kept if self._may_be_skipped(self._guard) else None
+        if (self._obstacle is None and self._guard.same()) or self._still_good(self._guard):
+            return self._current
+        return None
 
-    def _still_good(self) -> bool:
+    def _may_be_skipped(self, guard: Guard) -> bool:
+        """Tell if nothing stands against skipping the modules at the moment."""
+        obstacle, before = guard.obstacle(), self._obstacle
+        self._obstacle = obstacle
+        if obstacle is not None and obstacle != before:
+            self._refuse(obstacle)
+        return obstacle is None
+
+    def _still_good(self, guard: Guard) -> bool:
         """Look at what has changed in the skipped modules; tell if they may be skipped."""
-        guard = self._guard
-        if guard is None:
+        if not self._may_be_skipped(guard):
             return False
-        if (obstacle := guard.obstacle()) is not None:
-            if obstacle != self._obstacle:
-                self._obstacle = obstacle
-                self._account["reason"] = obstacle
-                self._tell(obstacle)
-            return False
-        self._obstacle = None
         if (change := guard.difference()) is not None:
             self._changes += 1
             for kept in self._kept.values():
@@ -214,6 +218,7 @@ class Stage:
                 self._born[each] = self._epoch
         self._current = self._kept[cut]
         self._current.verified = False
+        self._account["left_out"] = cut.refusals
         self._account["skipped"] = tuple(dict.fromkeys(site.name for site in cut.sites))
 
     def _look(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -301,7 +306,7 @@ class Stage:
         else:
             self._plain_per_row = run.plain_seconds / max(run.rows, 1)
             self._count("seconds_recording", run.reuse_seconds)
-            if run.hits and kept.seen:
+            if self._known and run.hits:
                 self._epoch_hits += run.rows
         if self._store.failure is not None:
             self._give_up(f"the store has failed: {self._store.failure}")
@@ -340,7 +345,8 @@ class Stage:
         if found is not None:
             self._give_up(f"a replayed batch differs from the plain one: {found}")
         else:
-            kept.verified = True
+            self._attempts += 1
+            kept.verified = run.replayed and run.hits
 
     def _forget_uncompared(self, current: Kept) -> None:
         """Leave out what half a batch has shown of calls that the whole one has not made."""

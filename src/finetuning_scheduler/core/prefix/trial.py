@@ -165,7 +165,8 @@ def differing_gradients(plain: Sequence[Tensor | None] | None, replayed: Sequenc
 
 
 def _looser(tensor: Tensor) -> float:
-    return {torch.bfloat16: 1e-1, torch.float16: 5e-2}.get(tensor.dtype, 1e-3)
+    """Return what gradients and values behind the prefix may differ by, as a share."""
+    return {torch.bfloat16: 1e-1, torch.float16: 2e-2}.get(tensor.dtype, 1e-4)
 
 
 def difference(plain: object, replayed: object, where: str) -> str | None:

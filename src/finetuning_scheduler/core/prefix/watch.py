@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .calls import Forward, Interception
 from .generators import Generators
 from .refusal import Refused
+from .state import class_values, own_classes
 from .trees import Form, flatten, is_plain
 
 _COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
@@ -222,10 +223,13 @@ def _written(function: Any, args: Sequence[object], kwargs: Mapping[str, object]
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[object, int]]:
-    """Note a module's own attributes, without what is inside other objects."""
+    """Note the attributes of a module and its classes, without what is inside other objects."""
+    attributes = dict(vars(module))
+    for kind in own_classes(type(module)):
+        attributes |= {f"{kind.__name__}.{name}": value for name, value in class_values(kind).items()}
     return {
         name: (value, len(value) if isinstance(value, (list, dict, set)) else 0)
-        for name, value in vars(module).items()
+        for name, value in attributes.items()
         if name not in ("forward", "_compiled_call_impl")
     }
 
