@@ -371,7 +371,7 @@ TRAPS = [
     Trap(CalledTwice, hits=True),
     Trap(CalledAgainAfter, hits=True),
     Trap(Alternating),
-    Trap(Counting, "changes an attribute"),
+    Trap(Counting, "changes the attribute"),
     Trap(LeftOnTheModule),
     Trap(ReadFromTheSide),
     Trap(Accumulating, "changes a tensor in place"),

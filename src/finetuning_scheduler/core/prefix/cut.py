@@ -169,6 +169,8 @@ class _Search:
         if call.number in self.left_out or any(id(each) in self._parameters for each in call.module.parameters()):
             return False
         if self._tainted_before[call.end] > self._tainted_before[call.begin]:
+            if call.random:
+                self.left_out[call.number] = f"`{call.name}`: {call.blocked}"
             return False
         inputs = [each.storage for each in call.arguments if each.storage is not None]
         if any(self._since.get(storage, call.begin) < call.begin for storage in inputs):
@@ -248,7 +250,7 @@ def _about_effects(call: Call) -> str | None:
     if call.random:
         return "it draws random numbers"
     call.changed = call.changed or next((each.changed for each in call.inner if each.changed), None)
-    return f"it changes an attribute, `{call.changed}`" if call.changed else None
+    return f"it changes {call.changed}" if call.changed else None
 
 
 def _about_modules(module: nn.Module) -> str | None:

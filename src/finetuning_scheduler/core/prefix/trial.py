@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from ..steps import stepping
 from .calls import Forward, eagerly
+from .closeness import close
 from .refusal import Refused
-from .replay import close
 from .stand_ins import real
 from .state import State
 from .trees import flatten

@@ -50,7 +50,7 @@ class Call:
         end: The first operation after it.
         inner: The calls made by it.
         random: Whether it has drawn random numbers.
-        changed: The attribute of the module that it has changed, if it has.
+        changed: What it has changed besides tensors, if it has.
         blocked: Why it can never be skipped, if it cannot.
     """
 
@@ -169,6 +169,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, name: str, module: nn.Module, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         call = self._entered(name, module, args, kwargs)
+        given, given_form = flatten((args, kwargs))
         generators, attributes = Generators.now(), _attributes(module)
         self._stack.append(call)
         try:
@@ -181,6 +182,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call.results = [self.trace.seen(leaf) for leaf in leaves]
             call.random = generators.moved()
             call.changed = _changed(attributes, _attributes(module))
+            later, later_form = flatten((args, kwargs))
+            if later_form != given_form or any(one is not other for one, other in zip(given, later, strict=True)):
+                call.changed = "a list or mapping that it is given"
         return outcome
 
     def _entered(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -239,5 +243,5 @@ def _changed(before: Mapping[str, tuple[object, int]], after: Mapping[str, tuple
     for name in {**before, **after}:
         (value, length), (later, later_length) = before.get(name, gone), after.get(name, gone)
         if value is not later or length != later_length:
-            return name
+            return f"the attribute `{name}`"
     return None
