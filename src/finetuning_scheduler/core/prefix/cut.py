@@ -8,10 +8,10 @@ from itertools import accumulate
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from .watch import Call, Trace
 
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NOISY = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, _BatchNorm)
 
 
@@ -282,7 +282,7 @@ def is_always_calm(module: nn.Module) -> bool:
     """
     if not type(module).__module__.startswith("torch.nn.modules.") or isinstance(module, _NOISY):
         return False
-    if isinstance(module, _DropoutNd) and module.p > 0:
+    if isinstance(module, _DROPOUT) and module.p > 0:
         return False
     return not (*module.parameters(recurse=False), *module.buffers(recurse=False))
 

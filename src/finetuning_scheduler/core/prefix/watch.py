@@ -23,7 +23,7 @@ from .refusal import Refused
 from .state import class_values, own_classes
 from .trees import Form, flatten, is_plain
 
-_COMMUNICATION = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem")
+_COMMUNICATION = ("c10d", "symm_mem")  # parts of the namespaces of operations
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for storage in gives:
             if storage not in known:
                 trace.made.setdefault(storage, place)
-        communicates = function.namespace in _COMMUNICATION
+        communicates = any(part in function.namespace for part in _COMMUNICATION)
         moved = before is not None and before.moved()
         trace.operations.append(Operation(reads, writes, gives, moved, communicates))
         return outcome
