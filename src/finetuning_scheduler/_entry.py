@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ from ._lightning import (
     loading_with,
     remember,
     scheduler_step_of,
+    without_logging,
 )
 from ._source import read_source, save
 from ._trainer import TrainerRanks, adapted, as_misconfiguration
@@ -40,6 +42,7 @@ from .core.gradients import GradientWatch
 from .core.optim.checks import import_problems
 from .core.optim.schedulers import Step, growth_failure, is_supported
 from .core.optim.states import state_problems
+from .core.prefix.reuse import FrozenPrefix
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
 from .core.schedule.generate import generate
@@ -94,6 +97,7 @@ class Entry:
         resumed_from: The checkpoint that the run is resumed from, if it is.
         carried_on: Whether it is settled where the session goes on from.
         searched: Whether a search has tried rates or sizes since this was last asked.
+        prefix: Reuses what frozen layers compute, if the user has asked for it and the session has begun.
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class Entry:
         self._listener = listener
         self._session: Session | None = None
         self._gradients: GradientWatch | None = None
+        self.prefix: FrozenPrefix | None = None
         self._resolved: dict[str, Any] = {}
         self._found = Resolution()
         self._view = ModelView.of(module)
@@ -266,6 +271,10 @@ class Entry:
         ranks = self.ranks if trainer.world_size > 1 else OneProcess()
         self._gradients = GradientWatch(self._session, ranks=ranks, report=self.report)
         self._session.listeners.append(self._gradients)
+        if settings.frozen_prefix != "off":
+            quiet = partial(without_logging, self.module)
+            self.prefix = FrozenPrefix(self._session, settings, report=self.report, quiet=quiet)
+            self._session.listeners.append(self.prefix)
         for line in self._wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)

@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from ._entry import NOT_BEGUN
 from ._fit import Fit
 from ._lightning import (
@@ -26,6 +28,7 @@ from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
+from .core.prefix.accounts import PrefixAccount
 from .core.schedule.schedule import Schedule
 from .core.transitions import Reason
 from .errors import in_file
@@ -104,6 +107,10 @@ class FinetuningScheduler(AttachableCallback):
         log_dir: str | PathLike[str] | None = None,
         frozen_modules_mode: Literal["train", "eval"] = "train",
         intra_epoch_transitions: bool = False,
+        frozen_prefix: Literal["off", "validation", "all"] = "off",
+        prefix_budget: int | None = None,
+        prefix_dir: str | PathLike[str] | None = None,
+        prefix_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self._given: dict[str, Any] = {}
@@ -125,6 +132,10 @@ class FinetuningScheduler(AttachableCallback):
         self.frozen_bn_track_running_stats = frozen_bn_track_running_stats
         self.frozen_modules_mode: Literal["train", "eval"] = frozen_modules_mode
         self.intra_epoch_transitions = intra_epoch_transitions
+        self.frozen_prefix: Literal["off", "validation", "all"] = frozen_prefix
+        self.prefix_budget = prefix_budget
+        self.prefix_dir = prefix_dir
+        self.prefix_dtype = prefix_dtype
         self.log_dir = log_dir
         self._wiring = Wiring()
         self._adapted = ExitStack()  # what is lent to a strategy for a validation, test or prediction
@@ -159,6 +170,12 @@ class FinetuningScheduler(AttachableCallback):
     def judgements(self) -> Sequence[Judgement]:
         """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
+
+    @property
+    def prefix_accounts(self) -> Sequence[PrefixAccount]:
+        """What frozen-prefix reuse has done, phase by phase; see :class:`.PrefixAccount`."""
+        prefix = self._fit.entry.prefix if self._fit is not None and self._fit.entry.begun else None
+        return () if prefix is None else prefix.accounts
 
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.

@@ -38,6 +38,7 @@ from .package import (
     WeightAveraging,
     pl,
 )
+from .steps import answered, without_logging
 from .training import (
     begins_epoch_again,
     datamodule_of,
@@ -80,6 +81,7 @@ __all__ = [
     "TrainerFn",
     "WeightAveraging",
     "after_configure_model",
+    "answered",
     "around_setup",
     "at_end_of_epoch",
     "begins_epoch_again",
@@ -111,4 +113,5 @@ __all__ = [
     "step_plateau_schedulers",
     "strategy_flags",
     "validation_metrics",
+    "without_logging",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 
 from torch import Tensor, nn
@@ -101,8 +101,10 @@ class _Search:
         self._trace = trace
         self._parameters = set(map(id, trained))
         self._since = _tainted(trace, {trace.storage(each) for each in trained})
-        flags = [any(self._since.get(each, at + 1) <= at for each in operation.reads) or operation.random
-                 for at, operation in enumerate(trace.operations)]
+        flags = [
+            any(self._since.get(each, at + 1) <= at for each in operation.reads) or operation.random
+            for at, operation in enumerate(trace.operations)
+        ]
         self._tainted_before = [0, *accumulate(flags)]
         self.left_out: dict[int, str] = {}
         self._taken: list[Call] = []
@@ -133,19 +135,18 @@ class _Search:
         for call in self._taken:
             inside[call.begin : call.end] = [call] * (call.end - call.begin)
         given = _Given(self._taken)
-        for at, operation in enumerate(trace.operations):
-            if inside[at] is None:
-                for storage in operation.reads:
-                    self._read(storage, at, inside, given)
+        outside = [at for at, call in enumerate(inside) if call is None]
+        for at in outside:
+            for storage in trace.operations[at].reads:
+                self._read(storage, at, inside, given)
+        for storage in trace.results:
+            self._read(storage, len(trace.operations), inside, given)
         for call in self._taken:
             for each in call.arguments:
                 if each.storage is not None and given.by(each.storage, call.begin) is None:
                     self._leaked(each.storage, inside)
-        for storage in trace.results:
-            self._read(storage, len(trace.operations), inside, given)
-        for at, operation in enumerate(trace.operations):
-            if inside[at] is None and operation.writes:
-                self._overwritten(operation.writes, at)
+        for at in outside:
+            self._overwritten(trace.operations[at].writes, at)
         return len(self.left_out) > left_out
 
     def cut(self) -> Cut:
@@ -202,7 +203,7 @@ class _Search:
 
     def _overwritten(self, storages: Collection[int], at: int) -> None:
         """Leave out calls that may have to be made up for after their input has changed."""
-        for call in self._taken:
+        for call in self._taken if storages else ():
             waits = call.end <= at and not self._sites[call.number][0]
             if waits and any(each.storage in storages for each in call.arguments):
                 reason = f"`{call.name}`: its input is changed in place after the call"

@@ -103,7 +103,9 @@ class Node:
     usable: bool = True
 
     def keys(self) -> list[bytes]:
-        """Return one key a row."""
+        """Return one key a row; one for all, if no row has entered."""
+        if self.rows is None:
+            return [self.structure]
         parts = [self.groups[number] for number in sorted(self.groups)]
         return [
             hashlib.blake2b(self.structure + b"".join(row), digest_size=_KEY_BYTES).digest()
@@ -305,18 +307,18 @@ class Step:
             return
         if not site.needed:
             return
-        if node.rows is None:
-            kept.failure = f"`{site}` depends on no input with rows"
-            return
         places = sorted(site.needed)
         keys, split = node.keys(), kept.split(site)
         if not all(kept.store.has(split, keys)):
             self._missed.add(number)
+            tensors = [results[place].detach() for place in places]
             dims = [_row_dim(result.leaves[place]) for place in places]
-            kept.store.add(split, keys, [results[place].detach() for place in places], dims)
+            if node.rows is None:
+                tensors, dims = [each[None] for each in tensors], [0] * len(tensors)
+            kept.store.add(split, keys, tensors, dims)
         self._looked.add(number)
         if number == 0:
-            self.rows = max(self.rows, node.rows)
+            self.rows = max(self.rows, node.rows or 0)
 
     def _replay(self, site: Site, original: Forward, leaves: list[Any], form: Form) -> Any:
         """Answer a call with what was kept; make it if something is missing."""
@@ -356,7 +358,7 @@ class Step:
         outcome = result.form.build(filled)
         self.replayed = True
         if around.gradients:
-            self._memory[site.name, *map(_identity, leaves)] = outcome
+            self._memory[_identities(site.name, leaves)] = outcome
         self.reuse_seconds += time.perf_counter() - begin
         return outcome
 
@@ -364,22 +366,26 @@ class Step:
         """Return what was kept of a call, by place."""
         if not site.needed:
             return {}
-        if node.rows is None:
-            return None
         self._looked.add(0)
-        self.rows = max(self.rows, node.rows)
+        self.rows = max(self.rows, node.rows or 0)
         tensors = kept.store.get(kept.split(site), node.keys())
+        if tensors is not None and node.rows is None:
+            tensors = [each[0] for each in tensors]
         return None if tensors is None else dict(zip(sorted(site.needed), tensors, strict=True))
 
     def _again(self, name: str, original: Forward, leaves: list[Any], form: Form) -> Any:
         """Answer a call after the step: one of activation checkpointing, that has been made before, or another."""
-        known = self._memory.get((name, *map(_identity, leaves)))
+        known = self._memory.get(_identities(name, leaves))
         return _made(original, [real(leaf) for leaf in leaves], form) if known is None else known
 
 
 def _made(original: Forward, leaves: Sequence[Any], form: Form) -> Any:
     args, kwargs = form.build(leaves)
     return original(*args, **kwargs)
+
+
+def _identities(name: str, leaves: Sequence[Any]) -> tuple[object, ...]:
+    return (name, *map(_identity, leaves))
 
 
 def _identity(leaf: Any) -> object:
@@ -404,7 +410,7 @@ def _kind_of(results: Sequence[Any], form: Form, rows: Rows, count: int | None) 
             raise Refused(f"a frozen module returns a tensor of kind {type(leaf).__name__}, {leaf.layout}")
         if leaf.requires_grad:
             raise Refused("gradients flow through a frozen module")
-        dim = rows.results.get(place)
+        dim = None if count is None else rows.results.get(place)
         if dim is not None and leaf.shape[dim] != count:
             raise Refused("the outputs of a frozen module have other rows than its inputs")
         shape = tuple(-1 if number == dim else size for number, size in enumerate(leaf.shape))
@@ -436,7 +442,9 @@ def close(actual: Tensor, expected: Tensor, *, least: float = 0.0, tolerance: fl
     exact = torch.complex128 if actual.is_complex() else torch.float64
     one, other = actual.detach().to(exact), expected.detach().to(exact)
     finite = torch.isfinite(other)
-    if not torch.equal(finite, torch.isfinite(one)) or not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()):
+    if not torch.equal(finite, torch.isfinite(one)) or not torch.equal(
+        one[~finite].nan_to_num(), other[~finite].nan_to_num()
+    ):
         return False
     scale = max(float(other[finite].abs().max()) if bool(finite.any()) else 0.0, least)
     allowed = (TOLERANCE.get(actual.dtype, 1e-4) if tolerance is None else tolerance) * scale

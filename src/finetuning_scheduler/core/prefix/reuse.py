@@ -46,6 +46,7 @@ class FrozenPrefix(Listener):
         self._store: PrefixStore | None = None
         self._reason: str | None = None
         self._told: set[str] = set()
+        self._left_out: dict[str, str] = {}
         if names := _STAGES[settings.frozen_prefix]:
             directory = None if settings.prefix_dir is None else Path(settings.prefix_dir)
             store = self._store = PrefixStore(settings.prefix_budget, directory, settings.prefix_dtype)
@@ -91,6 +92,13 @@ class FrozenPrefix(Listener):
             if not stages or name in stages:
                 stage.epoch_ends()
 
+    def leave_out(self, stage: StageName, reason: str) -> None:
+        """Go on without reuse in one stage, and say why."""
+        if (left := self._stages.pop(stage, None)) is not None:
+            self._left_out[stage] = reason
+            left.close()
+            self._report(logging.WARNING, f"Frozen-prefix reuse is off in {stage} steps: {reason}.")
+
     def turn_off(self, reason: str) -> None:
         """Go on without reuse, and say why."""
         if self._reason is None:
@@ -121,7 +129,8 @@ class FrozenPrefix(Listener):
         return step(*args, **kwargs) if stage is None else stage.run(step, args, kwargs)
 
     def _present(self) -> list[PrefixAccount]:
-        return [stage.account(self._phase) for stage in self._stages.values()]
+        left_out = [PrefixAccount(self._phase, name, reason=why) for name, why in self._left_out.items()]
+        return [*left_out, *(stage.account(self._phase) for stage in self._stages.values())]
 
     def _teller(self, stage: str) -> Callable[[str], None]:
         def tell(reason: str) -> None:

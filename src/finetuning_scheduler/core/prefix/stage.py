@@ -70,6 +70,7 @@ class Stage:
         self._changes = 0
         self._epoch = 0
         self._epoch_rows = self._epoch_hits = 0
+        self._known = False  # whether rows were kept when the epoch began
         self._step: Step | None = None
         self._interception: Interception | None = None
         self._account: dict[str, Any] = {}
@@ -109,16 +110,16 @@ class Stage:
 
     def phase_begins(self) -> None:
         """Take note that something else is trained."""
-        self._due, self._account = True, {}
+        self._due, self._account, self._known = True, {}, False
 
     def epoch_ends(self) -> None:
         """Take note that rows come again from now on; stop keeping them if none has."""
         kept = self._current
-        if kept is not None and self._epoch > self._born[kept.cut] and self._epoch_rows and not self._epoch_hits:
-            if kept.failure is None:
-                self._stop(kept, "no row has come again in a whole epoch")
+        if kept is not None and kept.failure is None and self._known and self._epoch_rows and not self._epoch_hits:
+            self._stop(kept, "no row has come again in a whole epoch")
         self._epoch += 1
         self._epoch_rows = self._epoch_hits = 0
+        self._known = bool(kept is not None and kept.seen)
 
     def account(self, phase: int) -> PrefixAccount:
         """Tell what reuse has done in a phase so far."""
@@ -232,9 +233,7 @@ class Stage:
             self._trace = None
             raise Refused("the step communicates with other processes")
 
-    def _see_rows(
-        self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace
-    ) -> None:
+    def _see_rows(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace) -> None:
         """Run half of the batch, to see which dimensions are rows; what it gives is compared with the whole later."""
         places = {site.place for cut in self._planned.values() for site in cut.sites}
         now = self._planned[self._session.phase].sites
@@ -309,9 +308,7 @@ class Stage:
         elif kept.failure is not None:
             self._stop(kept, kept.failure)
 
-    def _verify(
-        self, kept: Kept, before: State, output: object, observed: Observed, step: Callable[[], Any]
-    ) -> None:
+    def _verify(self, kept: Kept, before: State, output: object, observed: Observed, step: Callable[[], Any]) -> None:
         """Replay a step that has just been made plainly, and compare all that it has led to."""
         begin = time.perf_counter()
         live = self._live(kept)

@@ -92,9 +92,7 @@ class StandIn(Tensor):
     source: tuple[Deferred, int]
 
     @staticmethod
-    def of(
-        source: Deferred, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> StandIn:
+    def of(source: Deferred, place: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> StandIn:
         """Stand in for a leaf of a call's result."""
         with torch.inference_mode(False):
             made = torch.full((), float("nan"), dtype=dtype, device=device).expand(tuple(shape)).as_subclass(StandIn)
@@ -111,7 +109,7 @@ class StandIn(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         if function in _ABOUT_FORM:
-            return super().__torch_function__(function, types, args, kwargs)
+            return super().__torch_function__(function, types, args, kwargs)  # type: ignore[no-untyped-call]
         if function is Tensor.detach and isinstance(args[0], StandIn):
             return args[0].twin()
         return function(*mapped(real, list(args)), **mapped(real, kwargs))

@@ -95,7 +95,7 @@ def _fill_all(pairs: Iterable[tuple[Any, Any]]) -> None:
 
 def _fill(value: Any, content: Any) -> None:
     if isinstance(value, Tensor) and not torch.equal(value, content):
-        value.copy_(content)
+        value.data.copy_(content)  # not a change to autograd, which may have saved it
 
 
 def _unwrapped(pair: Any) -> Any:

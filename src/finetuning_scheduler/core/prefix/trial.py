@@ -156,9 +156,10 @@ def differing_gradients(plain: Sequence[Tensor | None] | None, replayed: Sequenc
         return plain is not replayed
     greatest = max((float(each.abs().max()) for each in plain if each is not None and each.numel()), default=0.0)
     for one, other in zip(plain, replayed, strict=True):
-        if (one is None) != (other is None):
-            return True
-        if one is not None and other is not None and not close(other.to_dense(), one.to_dense(), least=greatest / 100, tolerance=_looser(one)):
+        if one is None or other is None:
+            if one is not other:
+                return True
+        elif not close(other.to_dense(), one.to_dense(), least=greatest / 100, tolerance=_looser(one)):
             return True
     return False
 
@@ -206,5 +207,3 @@ def state_difference(plain: State, replayed: State) -> str | None:
     if plain.generators.differs(replayed.generators):
         return "random numbers are drawn in another number"
     return None
-
-

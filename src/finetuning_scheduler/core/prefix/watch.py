@@ -98,7 +98,7 @@ class Trace:
     def storage(self, tensor: Tensor) -> int:
         """Return a number for the tensor's storage that no other has."""
         try:
-            reference = StorageWeakRef(tensor.untyped_storage())
+            reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         except (NotImplementedError, RuntimeError) as error:
             raise Refused(f"a tensor of kind {type(tensor).__name__}, {tensor.layout}, has no storage") from error
         self.kept.append(reference)
@@ -121,7 +121,7 @@ class Trace:
         )
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fills a trace while it is active.
 
     Args:
@@ -129,7 +129,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self._stack: list[Call] = []
         self._counts: dict[str, int] = {}
@@ -143,9 +143,7 @@ class Watch(TorchDispatchMode):
         with self._interception.active(), self:
             yield
 
-    def __torch_dispatch__(
-        self, function: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._pauses:
             return function(*args, **kwargs)
