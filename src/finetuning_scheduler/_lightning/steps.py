@@ -19,7 +19,9 @@ class _Answered:
         self._module = module
         self._method = getattr(module, name)
         self._run = run
-        functools.update_wrapper(self, self._method, updated=())  # Lightning looks at the arguments of a method
+        functools.update_wrapper(self, self._method, updated=())
+        # Lightning looks at the arguments of a method, and through one decorator.
+        self.__wrapped__ = getattr(self._method, "__wrapped__", self._method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(self._method, *args, **kwargs)

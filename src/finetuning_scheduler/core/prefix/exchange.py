@@ -19,7 +19,7 @@ import torch
 
 from .fingerprints import KEY_BYTES, Key
 from .records import Column, Layout
-from .tiers import RecordFile
+from .tiers import RecordFile, opened
 
 _INDEX, _ROWS = ".index", ".rows"
 
@@ -76,7 +76,7 @@ class Exchange:
         self._directory = directory
         self._stem = f"{name}-{generation}-"
         self._own = f"{self._stem}{uuid.uuid4().hex}"
-        self._index = (directory / (self._own + _INDEX)).open("xb", buffering=0)
+        self._index = opened(self, directory / (self._own + _INDEX), "xb")
         self._peers: dict[str, _Peer] = {}
         self._gone: set[str] = set()
 
@@ -115,7 +115,7 @@ class _Peer:
     """The files of another process."""
 
     def __init__(self, index: Path) -> None:
-        self._index = index.open("rb", buffering=0)
+        self._index = opened(self, index, "rb")
         self._rows = index.with_suffix(_ROWS)
         self._file: RecordFile | None = None
         self._unread = b""

@@ -8,6 +8,7 @@ that 16 bytes a row travel and never the inputs. Two different rows agree in all
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence, Set
 from enum import Enum
@@ -125,6 +126,10 @@ def row_digests(rows: Tensor) -> Tensor:
     return torch.stack([(sums[:, 0] << 32) | (sums[:, 1] & low), (sums[:, 2] << 32) | (sums[:, 3] & low)], dim=1)
 
 
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def _words(rows: Tensor) -> Tensor:
     """View bytes as 32-bit words, filled up with zero bytes."""
     count, size = rows.shape
@@ -208,7 +213,7 @@ def _header(shape: Sequence[int]) -> bytes:
 
 
 def _add_common(common: Any, tensor: Tensor, devices: _DeviceDigests) -> None:
-    if tensor.device.type != "cpu":
+    if not _on_cpu(tensor):
         devices.add(_bytes(tensor[None]), common=True)
         return
     dense = tensor.contiguous()
@@ -221,14 +226,15 @@ def _row_pieces(
     """Say what counts of each row, besides what goes into the common part and to the devices."""
     if mask is None:
         common.update(_header(rows.shape[1:]))
-        if rows.device.type != "cpu":
+        if not _on_cpu(rows):
             devices.add(_bytes(rows), common=False)
             return []
         return [_whole_rows(rows)]
     rows, positions = _positions_first(rows, mask)
     common.update(_header(rows.shape[2:]))
-    rows = _bytes(rows).reshape(*positions.shape, -1) * positions[:, :, None]
-    if rows.device.type != "cpu":
+    each = math.prod(rows.shape[2:]) * rows.element_size()
+    rows = _bytes(rows).reshape(*positions.shape, each) * positions[:, :, None]
+    if not _on_cpu(rows):
         devices.add(_bytes(rows), common=False)
         devices.add(_bytes(positions), common=False)
         return []

@@ -80,8 +80,10 @@ class Split:
 
     def add(self, batch: Batch) -> None:
         """Keep the rows that are not there yet."""
-        there = self.has(batch.keys)
-        new = {key: row for row, key in reversed(list(enumerate(batch.keys))) if not there[row]}
+        new: dict[Key, int] = {}
+        for row, (key, there) in enumerate(zip(batch.keys, self.has(batch.keys), strict=True)):
+            if not there:
+                new.setdefault(key, row)
         if not new:
             return
         tensors = [plain(tensor) for tensor in batch.tensors]

@@ -6,8 +6,10 @@ import ctypes
 import errno
 import os
 import shutil
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -112,7 +114,7 @@ class RecordFile:
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
-        self._file = path.open("xb+" if new else "rb", buffering=0)
+        self._file = opened(self, path, "xb+" if new else "rb")
         self.path = path
         self.used = 0
         self._allocated = 0
@@ -160,6 +162,13 @@ class RecordFile:
         if remove:
             with suppress(OSError):
                 self.path.unlink()
+
+
+def opened(owner: object, path: Path, mode: str) -> FileIO:
+    """Open a file without a buffer. It is closed with its owner, should nobody close it before."""
+    file = FileIO(path, mode)
+    weakref.finalize(owner, file.close)
+    return file
 
 
 def buffer_of(tensor: Tensor) -> memoryview:

@@ -1,0 +1,33 @@
+"""LP-FT (the head for 5 epochs, then everything for 5) with reuse, against fine-tuning everything for 5 epochs.
+
+python benchmarks/lp_ft.py [--pairs 5]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from _common import Figure, Options, alternate, main
+from _encoder import Sizes, Stage, Way, fit
+
+FULL = (Stage("everything", 5),)
+LP_FT = (Stage(0, 5), Stage("everything", 10))
+
+
+def figures(options: Options) -> Iterator[Figure]:
+    """Compare three ways: all of it plain, LP-FT with reuse, and LP-FT by hand."""
+    sizes = Sizes.of(options, train_batches=8, val_batches=2)
+
+    def seconds(stages: tuple[Stage, ...], way: Way) -> float:
+        return fit(sizes, stages, way)[0]
+
+    kinds = (partial(seconds, FULL, "plain"), partial(seconds, LP_FT, "all"), partial(seconds, LP_FT, "by hand"))
+    turns = alternate(*kinds, pairs=options.pairs)
+    limit = Figure.of("", [by_hand / full for full, _, by_hand in turns], ">= 1").value
+    ratios = [reused / full for full, reused, _ in turns]
+    yield Figure.of("LP-FT with reuse, time against full fine-tuning alone", ratios, "<= 1.15", limit=limit)
+
+
+if __name__ == "__main__":
+    main(__doc__, figures)
