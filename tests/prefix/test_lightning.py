@@ -193,14 +193,13 @@ def test_manual_optimization_goes_without_reuse_in_training(tmp_path: Path, mess
 
 
 def test_a_resumed_fit_records_anew_and_ends_alike(tmp_path: Path) -> None:
-    def saving() -> tuple[Callback, ...]:
-        return (pl.callbacks.ModelCheckpoint(tmp_path, "at", save_top_k=0, save_last=True),)
+    def resumed(mode: str) -> tuple[Module, FinetuningScheduler, pl.Trainer]:
+        folder = tmp_path / mode
+        saving = pl.callbacks.ModelCheckpoint(folder, "at", save_top_k=0, save_last=True)
+        fit(tmp_path, mode, callbacks=(saving,), epochs=5, restore_best=False)
+        saving = pl.callbacks.ModelCheckpoint(folder, "at", save_top_k=0, save_last=True)
+        return fit(tmp_path, mode, callbacks=(saving,), checkpoint=folder / "last.ckpt", restore_best=False)
 
-    options: dict[str, Any] = {"shuffle": False, "restore_best": False}
-    plain = fit(tmp_path / "plain", "off", callbacks=saving(), **options)
-    (tmp_path / "last.ckpt").unlink()
-    fit(tmp_path, "all", callbacks=saving(), epochs=5, **options)
-    resumed = fit(tmp_path, "all", callbacks=saving(), checkpoint=tmp_path / "last.ckpt", **options)
-    for name, value in plain[0].network.state_dict().items():
-        assert torch.allclose(resumed[0].network.state_dict()[name], value, rtol=1e-5, atol=1e-7), name
-    assert hits(resumed[1], "train") > 0
+    plain, reused = resumed("off"), resumed("all")
+    assert_same_fit(reused, plain)
+    assert hits(reused[1], "train") > 0
