@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .closeness import close
+from .closeness import Comparison
 from .cut import Cut, Site
 from .lineage import Rows, Token, token
 from .refusal import Refused
@@ -123,7 +123,7 @@ def compare_half(site: Site, results: Sequence[Any], rows: Rows) -> None:
     for place, expected in half.items():
         dim, actual = rows.results.get(place), results[place]
         actual = actual if dim is None else actual.narrow(dim, 0, rows.half_rows)
-        if not close(actual, expected):
+        if not Comparison().close(actual, expected):
             rows.refused = f"the outputs of `{site}` for a row depend on the other rows of the batch"
     if rows.refused is not None:
         raise Refused(rows.refused)

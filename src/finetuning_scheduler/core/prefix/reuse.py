@@ -15,6 +15,7 @@ from ..session import Report, Session
 from ..settings import Settings
 from ..transitions import Listener
 from .accounts import PrefixAccount
+from .closeness import Comparison
 from .stage import Stage
 from .store import PrefixStore
 from .trial import Quiet, Trials
@@ -52,7 +53,9 @@ class FrozenPrefix(Listener):
             store = self._store = PrefixStore(settings.prefix_budget, directory, settings.prefix_dtype)
             trials = Trials(session.view.model, lambda: session.optimizer, quiet)
             for name in names:
-                self._stages[name] = Stage(name, session, store, trials, self.turn_off, self._teller(name))
+                self._stages[name] = Stage(
+                    name, session, store, trials, self.turn_off, self._teller(name), Comparison(settings.prefix_dtype)
+                )
             if (reason := _sharded(session)) is not None:
                 self.turn_off(reason)
 

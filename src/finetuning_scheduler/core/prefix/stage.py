@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..session import Session
 from .accounts import PrefixAccount
 from .calls import Interception
+from .closeness import Comparison
 from .cut import Cut
 from .guard import Guard
 from .kept import Kept
@@ -21,7 +22,7 @@ from .refusal import Refused
 from .replay import Step
 from .state import State
 from .store import PrefixStore
-from .trial import Observed, Trials, difference, differing_gradients, gradients_of, state_difference
+from .trial import Observed, Trials, gradients_of
 
 _ATTEMPTS = 3  # to verify a batch, in an epoch
 _CHANGES = 2  # of what is frozen, after which reuse is given up
@@ -37,6 +38,7 @@ class Stage:
         trials: Runs steps of which nothing remains.
         give_up: Called with the reason when reuse is over for the session.
         tell: Called with a reason why a phase goes without reuse.
+        comparison: Compares a replayed batch with a plain one.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Stage:
         trials: Trials,
         give_up: Callable[[str], None],
         tell: Callable[[str], None],
+        comparison: Comparison,
     ) -> None:
         self.name = name
         self._session = session
@@ -54,6 +57,7 @@ class Stage:
         self._trials = trials
         self._give_up = give_up
         self._tell = tell
+        self._comparison = comparison
         self._model = session.view.model
         self._planner = Planner(session, trials)
         self._kept: dict[Cut, Kept] = {}
@@ -134,8 +138,9 @@ class Stage:
     def _ready(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept | None:
         """Return what is kept in the present phase, or ``None`` if the step has to be a plain one."""
         if self._due:
-            if rows_of_batch(args, kwargs) < 2:
-                raise Refused("a batch of one row does not show which dimensions are rows")
+            if (rows := rows_of_batch(args, kwargs)) < 2:
+                batch = "a batch of one row does not show which dimensions are rows"
+                raise Refused(batch if rows else "the step is given no batch of tensors")
             self._due = False
             self._current, self._guard = None, None
             self._obstacle = None
@@ -260,10 +265,12 @@ class Stage:
         before.restore()
         try:
             result, state = self._trials.run(replayed, live)
-            found = difference(output, result, "the result of the step") or _observed(observed, seen_again)
-            if found is None and differing_gradients(gradients, replayed_gradients[0]):
-                found = "a gradient has other values"
-            found = found or state_difference(after, state)
+            found = (
+                self._comparison.results(output, result, "the result of the step")
+                or self._differing_outputs(observed, seen_again)
+                or self._comparison.gradients(gradients, replayed_gradients[0])
+                or self._comparison.states(after, state)
+            )
         except (Refused, RuntimeError) as error:
             found = str(error)
         finally:
@@ -284,6 +291,15 @@ class Stage:
                     kept.failure = kept.failure or "the modules are not called in every step"
                 else:
                     self._kept.pop(kept.cut).drop()
+
+    def _differing_outputs(self, plain: Observed, replayed: Observed) -> str | None:
+        if [name for name, _ in plain.results] != [name for name, _ in replayed.results]:
+            return "other modules are called"
+        for (name, one), (_, other) in zip(plain.results, replayed.results, strict=True):
+            where = f"the result of `{name}`" if name else "the result of the model"
+            if (found := self._comparison.results(one, other, where)) is not None:
+                return found
+        return None
 
     # --- small things
 
@@ -315,10 +331,3 @@ class Stage:
         kept.drop()
         self._current = None
         self._refuse(reason)
-
-
-def _observed(plain: Observed, replayed: Observed) -> str | None:
-    if [name for name, _ in plain.results] != [name for name, _ in replayed.results]:
-        return "other modules are called"
-    pairs = zip(plain.results, replayed.results, strict=True)
-    return next((found for (name, one), (_, other) in pairs if (found := difference(one, other, f"`{name}`"))), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -13,14 +13,12 @@ from torch.optim import Optimizer
 
 from ..steps import stepping
 from .calls import Forward, eagerly
-from .closeness import close
 from .refusal import Refused
 from .stand_ins import real
 from .state import State
 from .trees import flatten
 
 Quiet = Callable[[], AbstractContextManager[object]]
-_DEPTH = 6
 
 
 class Trials:
@@ -148,63 +146,3 @@ def _accumulated(total: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tens
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
-
-
-def differing_gradients(plain: Sequence[Tensor | None] | None, replayed: Sequence[Tensor | None] | None) -> bool:
-    """Whether two sets of gradients differ by more than rounding, relative to the greatest of them."""
-    if plain is None or replayed is None:
-        return plain is not replayed
-    greatest = max((float(each.abs().max()) for each in plain if each is not None and each.numel()), default=0.0)
-    for one, other in zip(plain, replayed, strict=True):
-        if one is None or other is None:
-            if one is not other:
-                return True
-        elif not close(other.to_dense(), one.to_dense(), least=greatest / 100, tolerance=_looser(one)):
-            return True
-    return False
-
-
-def _looser(tensor: Tensor) -> float:
-    """Return what gradients and values behind the prefix may differ by, as a share."""
-    return {torch.bfloat16: 1e-1, torch.float16: 2e-2}.get(tensor.dtype, 1e-4)
-
-
-def difference(plain: object, replayed: object, where: str) -> str | None:
-    """Tell how two results differ in structure or, by more than rounding, in values."""
-    one, form = flatten(plain)
-    other, other_form = flatten(replayed)
-    if form != other_form:
-        return f"{where} has another structure"
-    for expected, actual in zip(one, other, strict=True):
-        if not alike(real(expected), real(actual)):
-            return f"{where} has other values"
-    return None
-
-
-def alike(one: Any, other: Any, depth: int = _DEPTH) -> bool:
-    """Whether two values are equal, tensors but for rounding; objects by their attributes, some levels deep."""
-    if one is other:
-        return True
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return bool(one.layout == other.layout) and close(real(other), real(one), tolerance=_looser(one))
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(alike(a, b, depth - 1) for a, b in zip(one, other, strict=True))
-    if isinstance(one, Mapping):
-        return one.keys() == other.keys() and all(alike(one[key], other[key], depth - 1) for key in one)
-    if isinstance(one, float):
-        return one == other or abs(one - other) <= 1e-3 * max(abs(one), abs(other)) or (one != one and other != other)
-    if hasattr(one, "__dict__") and depth > 0:
-        return alike(vars(one), vars(other), depth - 1)
-    return depth <= 0 or bool(one == other)
-
-
-def state_difference(plain: State, replayed: State) -> str | None:
-    """Tell which attribute of which module two runs have left in different states."""
-    for (name, one), (_, other) in zip(plain.values(), replayed.values(), strict=False):
-        if not alike(one, other):
-            return f"`{name}` has other values after the step"
-    if plain.generators.differs(replayed.generators):
-        return "random numbers are drawn in another number"
-    return None
