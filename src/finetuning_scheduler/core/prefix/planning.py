@@ -122,6 +122,8 @@ class Planner:
         sites = self.cuts[self._session.phase].sites
         if missing := [site for site in sites if found.get(site.place) is None]:
             raise Refused(f"the rows of `{missing[0]}` cannot be told from its other dimensions")
+        if not any(rows is not None and set(rows.arguments.values()) - {None} for rows in found.values()):
+            raise Refused("no frozen module is given rows of the batch that the step is given")
         self.rows |= {place: rows for place, rows in found.items() if rows is not None}
 
 
