@@ -292,7 +292,7 @@ def _about_leaves(call: Call) -> str | None:
         for leaf in leaves:
             if leaf.opaque is not None:
                 return f"it {what} a {leaf.opaque}, whose content cannot be kept"
-    if any(leaf.requires_grad for leaf in call.results):
+    if any(leaf.requires_grad for leaf in (*call.arguments, *call.results)):
         return "gradients flow through it"
     return None
 
