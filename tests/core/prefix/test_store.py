@@ -166,6 +166,15 @@ def test_rows_of_batches_that_differ_are_not_mixed(what: str, make: Callable[...
         assert all(torch.equal(one, other) for one, other in zip(found, tensors, strict=True))
 
 
+def test_tensors_of_one_batch_share_no_memory(make: Callable[..., PrefixStore]) -> None:
+    store = make()
+    store.add("train", KEYS, [torch.zeros(ROWS, 2), torch.zeros(ROWS, 3), torch.zeros(4)], [0, 0, None])
+    for keys in (KEYS[:1], KEYS):
+        found = store.get("train", keys)
+        assert found is not None
+        assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 3
+
+
 def test_what_comes_back_is_a_copy_of_a_copy(make: Callable[..., PrefixStore]) -> None:
     store, rows, table = make(), torch.zeros(ROWS, 2), torch.zeros(3)
     store.add("train", KEYS, [rows, table], [0, None])
@@ -457,6 +466,21 @@ def test_a_tensor_that_cannot_be_kept(tensor: Tensor, tmp_path: Path) -> None:
     store = PrefixStore(directory=tmp_path)
     store.add("train", KEYS, [tensor], [0])
     assert_given_up(store, "expected plain dense tensors")
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_no_memory_for_a_batch(reading: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    store = PrefixStore(directory=tmp_path)
+    if reading:
+        store.add("train", KEYS, [torch.zeros(ROWS, 2)], [0])
+    monkeypatch.setattr("finetuning_scheduler.core.prefix.split._gathered", refuse)
+    monkeypatch.setattr("finetuning_scheduler.core.prefix.records.Layout.write", refuse)
+    store.get("train", KEYS)
+    store.add("train", KEYS, [torch.zeros(ROWS, 2)], [0])
+    assert_given_up(store, "CUDA out of memory")
 
 
 # --- processes that share ---------------------------------------------------------------------------------------------

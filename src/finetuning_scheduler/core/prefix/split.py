@@ -237,7 +237,7 @@ def _gathered(places: Sequence[_Place], layout: Layout) -> list[Tensor]:
     for tier, rows in by_tier.items():
         _read([places[row].begin for row in rows], tier, rows, records)
     return [
-        torch.empty(0) if column is None else layout.values(records, number)
+        torch.empty(0) if column is None else layout.values(records, number).clone()  # in memory of its own
         for number, column in enumerate(layout.columns)
     ]
 

@@ -15,12 +15,14 @@ from .fingerprints import Key
 from .split import Batch, Split
 from .tiers import Memory
 
+_SHORTAGES = (OSError, MemoryError, torch.OutOfMemoryError)
+
 
 class PrefixStore:
     """Tensors of a batch, kept row by row and given back for any batch whose rows are all there.
 
-    A store that cannot go on (a full disk, a directory that is gone, a tensor it cannot keep) is empty from then on,
-    and ``failure`` says why; nothing is raised.
+    A store that cannot go on (a full disk, a directory that is gone, no memory for a batch, a tensor it cannot keep) is
+    empty from then on, and ``failure`` says why; nothing is raised.
 
     Args:
         budget: Bytes in memory; a quarter of what is free when the first row comes, if ``None``. What does not fit goes
@@ -92,7 +94,7 @@ class PrefixStore:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 self._split(split).add(Batch(keys, tensors, row_dims, positions, lengths))
-        except (OSError, TypeError) as error:
+        except (TypeError, *_SHORTAGES) as error:
             self._fail(error)
 
     def get(self, split: Hashable, keys: Sequence[Key], *, width: int | None = None) -> list[Tensor] | None:
@@ -111,7 +113,7 @@ class PrefixStore:
         try:
             with torch.inference_mode(False), torch.no_grad():
                 return self._split(split).get(keys, width)
-        except OSError as error:
+        except _SHORTAGES as error:
             self._fail(error)
             return None
 
