@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ from ._lightning import (
     loading_with,
     remember,
     scheduler_step_of,
+    without_logging,
 )
 from ._overrides import override_problems, unknown_hooks
 from ._source import Implicit, generated_by, read_source, save, with_reinitialisation
@@ -46,6 +48,8 @@ from .core.optim.checks import import_problems
 from .core.optim.growth import Step, growth_failure
 from .core.optim.schedulers import is_supported
 from .core.optim.states import state_problems
+from .core.prefix.accounts import PrefixAccount
+from .core.prefix.reuse import FrozenPrefix
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
 from .core.schedule.generate import generate
@@ -103,6 +107,7 @@ class Entry:
         resumed_from: The checkpoint that the run is resumed from, if it is.
         carried_on: Whether it is settled where the session goes on from.
         searched: Whether a search has tried rates or sizes since this was last asked.
+        prefix: Reuses what frozen layers compute, if the user has asked for it and the session has begun.
     """
 
     def __init__(
@@ -127,6 +132,7 @@ class Entry:
         self._session: Session | None = None
         self._gradients: GradientWatch | None = None
         self._recorder: Recorder | None = None
+        self.prefix: FrozenPrefix | None = None
         self._resolved: dict[str, Any] = {}
         self._found = Resolution()
         self._view = self._named = ModelView.of(module)
@@ -337,13 +343,20 @@ class Entry:
         )
         ranks = self.ranks if trainer.world_size > 1 else OneProcess()
         self._gradients = GradientWatch(self._session, ranks=ranks, report=self.report)
-        self._recorder = Recorder(self._session, self._gradients, report=self.report)
+        self._recorder = Recorder(self._session, self._gradients, accounts=self._accounts, report=self.report)
         self._session.listeners = [self._recorder, *self._session.listeners, self._gradients]
+        if settings.frozen_prefix != "off":
+            quiet = partial(without_logging, self.module)
+            self.prefix = FrozenPrefix(self._session, settings, report=self.report, quiet=quiet)
+            self._session.listeners.append(self.prefix)
         for line in self._wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)
         self._resolved["max_depth"] = prepared.plan.last_phase
         return prepared
+
+    def _accounts(self) -> Sequence[PrefixAccount]:
+        return () if self.prefix is None else self.prefix.accounts
 
     def _is_tried(self, scheduler: LRScheduler, step: Step | None) -> bool:
         """Whether a scheduler is tried out: not one that is refused anyway.

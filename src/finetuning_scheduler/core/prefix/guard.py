@@ -1,0 +1,82 @@
+"""Are the skipped modules still what they were when their outputs were kept? Asked before each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ..checksums import Checksums
+from .cut import has_hooks, is_calm
+from .stand_ins import version_of
+from .trees import is_plain
+
+
+class Guard:
+    """Watches attributes, weights and hooks of modules.
+
+    Args:
+        modules: The skipped modules and all inside them, by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._signature: list[object] = []
+        self._held: dict[str, dict[str, Any]] = {}
+        self._checksums = Checksums.of(self._tensors())
+        self._note()
+
+    def same(self) -> bool:
+        """Whether nothing at all has changed; takes about a microsecond a module."""
+        return self._read() == self._signature
+
+    def obstacle(self) -> str | None:
+        """Tell what, at the moment, stands against skipping the modules."""
+        for name, module in self._modules.items():
+            if has_hooks(module):
+                return f"`{name}` has a hook"
+            if not is_calm(module):
+                return f"`{name}` is in train mode"
+            if "forward" in vars(module) and self._held[name].get("forward") is not vars(module)["forward"]:
+                return f"the `forward` of `{name}` has been replaced"
+        return None
+
+    def difference(self) -> str | None:
+        """Tell what of the modules has another value than before; what has not is taken as it is from now on."""
+        now = Checksums.of(self._tensors())
+        if changed := self._checksums.changed(now) | (self._checksums.values.keys() ^ now.values.keys()):
+            return f"`{min(changed)}` has changed although it is frozen"
+        for name, module in self._modules.items():
+            before, later = self._held[name], vars(module)
+            for key in {**before, **later}:
+                if not _alike(before.get(key), later.get(key)) and key != "training":
+                    return f"the attribute `{key}` of `{name}` has changed"
+        self._note()
+        return None
+
+    def _note(self) -> None:
+        self._held = {name: dict(vars(module)) for name, module in self._modules.items()}
+        self._signature = self._read()
+
+    def _read(self) -> list[object]:
+        signature: list[object] = []
+        for module in self._modules.values():
+            signature.append(tuple(map(id, vars(module).values())))
+            for each in (*module._parameters.values(), *module._buffers.values()):
+                if each is not None:
+                    signature.append((id(each), version_of(each), each.data_ptr()))
+            if has_hooks(module):
+                signature.append("hooks")
+        return signature
+
+    def _tensors(self) -> dict[str, nn.Parameter]:
+        tensors: dict[str, Tensor] = {}
+        for name, module in self._modules.items():
+            tensors |= {f"{name}.{key}": each for key, each in module.named_parameters(recurse=False)}
+            tensors |= {f"{name}.{key}": each for key, each in module.named_buffers(recurse=False)}
+        return cast("dict[str, nn.Parameter]", tensors)
+
+
+def _alike(before: object, later: object) -> bool:
+    return before is later or (is_plain(before) and type(before) is type(later) and before == later)
