@@ -41,6 +41,7 @@ from ._source import Implicit, generated_by, read_source, save, with_reinitialis
 from ._trainer import TrainerRanks, adapted, as_misconfiguration
 from .callbacks.files import is_remote
 from .callbacks.wiring import Wiring
+from .core.compiling import RecompileLimits
 from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
 from .core.history.recorder import Recorder
@@ -132,6 +133,7 @@ class Entry:
         self._session: Session | None = None
         self._gradients: GradientWatch | None = None
         self._recorder: Recorder | None = None
+        self.compiling = RecompileLimits()
         self.prefix: FrozenPrefix | None = None
         self._resolved: dict[str, Any] = {}
         self._found = Resolution()
@@ -344,7 +346,7 @@ class Entry:
         ranks = self.ranks if trainer.world_size > 1 else OneProcess()
         self._gradients = GradientWatch(self._session, ranks=ranks, report=self.report)
         self._recorder = Recorder(self._session, self._gradients, accounts=self._accounts, report=self.report)
-        self._session.listeners = [self._recorder, *self._session.listeners, self._gradients]
+        self._session.listeners = [self._recorder, self.compiling, *self._session.listeners, self._gradients]
         if settings.frozen_prefix != "off":
             quiet = partial(without_logging, self.module)
             self.prefix = FrozenPrefix(self._session, settings, report=self.report, quiet=quiet)

@@ -118,6 +118,7 @@ class Fit(Listener):
         entry.release()
         self.history.end()
         self._reuse.close()
+        entry.compiling.release()
         self._messages.close()
         if entry.begun:
             entry.session.modes.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from os import PathLike
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .before import Before
+from .compiling import RecompileLimits
 from .gradients import GradientWatch
 from .history.clock import Activity
 from .history.recorder import Recorder
@@ -146,7 +148,10 @@ class PhaseRunner:
         self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
         self.prefix = FrozenPrefix(self.session, settings, report=report)
         self.history = Recorder(self.session, self.gradients, accounts=lambda: self.prefix.accounts, report=report)
-        self.session.listeners = [self.history, *self.session.listeners, self.gradients, self.prefix]
+        self._compiling = RecompileLimits()
+        weakref.finalize(self, self._compiling.release)
+        others = self.session.listeners
+        self.session.listeners = [self.history, self._compiling, *others, self.gradients, self.prefix]
         self._epoch = self._step = 0
         self.session.begin()
         self.history.begin(Moment(0, 0))
@@ -256,6 +261,7 @@ class PhaseRunner:
             progress.entry_epoch = self._epoch
         if self._ranks.any(metric is not None and not math.isfinite(metric)):
             self._diverged = True
+            self._compiling.release()
             self.history.end("metric not finite", self._epoch, self._step)
         if metric is not None:
             self.monitor.observe(float(metric), self.session)
@@ -289,6 +295,7 @@ class PhaseRunner:
         """Put modules switched to eval mode back to train mode, and let paused statistics go on: training is over."""
         self.history.write()
         self.prefix.close()
+        self._compiling.release()
         self.session.modes.release()
 
     def state_dict(self) -> dict[str, Any]:
@@ -339,6 +346,7 @@ class PhaseRunner:
         self.gradients.judge()
         if self.phases_remaining == 0:
             self._ended = decision.reason
+            self._compiling.release()
             self.history.end(decision.reason.value, moment.epoch, moment.step)
             return None
         return self._advance(moment, decision.reason)
