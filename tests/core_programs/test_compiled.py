@@ -194,19 +194,3 @@ def test_two_sessions_at_once() -> None:
     for runner in (*runners, *runners):
         runner.release_module_modes()
     assert config.recompile_limit == initial
-
-
-def test_a_graph_that_is_used_for_what_it_was_not_made_for_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    model = Net(1)
-    model.compile(backend="aot_eager")
-
-    def trust(runner: PhaseRunner) -> None:
-        torch.compiler.set_stance("default", skip_guard_eval_unsafe=runner.phase < 2)
-
-    try:
-        runner = train(model, 1, trust)
-    finally:
-        torch.compiler.set_stance("default")
-    judged = {each.phase: each.untrained for each in runner.gradients.judgements}
-    assert judged == {0: (), 1: ("blocks.0.inner.weight", "blocks.0.inner.bias")}
-    assert "part of a compiled model that was not traced anew" in caplog.text
