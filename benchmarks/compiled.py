@@ -1,8 +1,8 @@
-"""`torch.compile` through 25 thaws: how many graphs are made, and how many calls run without being compiled.
+"""`torch.compile` through thaws: how many graphs are made, and how many calls run without being compiled.
 
 Blocks that are compiled one by one need few graphs in all phases together; a model that is compiled as a whole needs
-one in each, of which 13 are made here. The backend is `aot_eager`, which traces as the usual one does and generates no code. What resetting the
-compiler at each transition would cost instead is told beside.
+one in each, of which 13 are made here. The backend is `aot_eager`, which traces as the usual one does and generates no
+code. What resetting the compiler at each transition would cost instead is told beside.
 
     python benchmarks/compiled.py
 """
