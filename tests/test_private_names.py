@@ -88,6 +88,10 @@ def checkpointed() -> nn.Module:
     return checkpoint_wrapper(nn.Linear(1, 1))
 
 
+def torch_() -> ModuleType:
+    return torch
+
+
 def torch_distributed() -> ModuleType:
     return importlib.import_module("torch.distributed")
 
@@ -128,6 +132,7 @@ TORCH = [
     Row(compiled, "_orig_mod", "left out of parameter names"),
     Row(checkpointed, "_checkpoint_wrapped_module", "left out of parameter names"),
     Row(custom_policy, "_lambda_fn", "a wrapping policy that is extended"),
+    Row(torch_, "_dynamo", "how many graphs a model may have"),
     Row(torch_distributed, "_composable", "activation checkpointing without wrappers"),
     Row(distributed_algorithms, "_checkpoint", "wrappers for activation checkpointing and offloading"),
     Row(nn.Module, "_parameters", "whether a frozen module is what it was, asked before each step"),

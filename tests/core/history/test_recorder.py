@@ -70,7 +70,7 @@ def written(directory: Path) -> RunHistory:
     return RunHistory.model_validate_json((directory / FILE_NAME).read_bytes())
 
 
-def without_times(history: RunHistory) -> dict[str, Any]:
+def without_times(history: RunHistory | dict[str, Any]) -> dict[str, Any]:
     """A history as values, without what differs between two runs that do the same."""
 
     def timeless(value: Any) -> Any:
@@ -79,7 +79,7 @@ def without_times(history: RunHistory) -> dict[str, Any]:
             return {key: timeless(each) for key, each in value.items() if key not in left_out}
         return [timeless(each) for each in value] if isinstance(value, list) else value
 
-    values: dict[str, Any] = timeless(history.model_dump(mode="json"))
+    values: dict[str, Any] = timeless(history.model_dump(mode="json") if isinstance(history, RunHistory) else history)
     return values
 
 
