@@ -273,7 +273,8 @@ class Entry:
         self._session.listeners.append(self._gradients)
         if settings.frozen_prefix != "off":
             quiet = partial(without_logging, self.module)
-            self.prefix = FrozenPrefix(self._session, settings, report=self.report, quiet=quiet)
+            several = self.ranks if trainer.world_size > 1 else None
+            self.prefix = FrozenPrefix(self._session, settings, ranks=several, report=self.report, quiet=quiet)
             self._session.listeners.append(self.prefix)
         for line in self._wiring.lines:
             self.report(logging.INFO, line)

@@ -133,7 +133,7 @@ class PhaseRunner:
         self.finished = False
         self._ranks = ranks or OneProcess()
         self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
-        self.prefix = FrozenPrefix(self.session, settings, report=report)
+        self.prefix = FrozenPrefix(self.session, settings, ranks=ranks, report=report)
         self.session.listeners += [self.gradients, self.prefix]
         self._epoch = self._step = 0
         self.session.begin()

@@ -59,6 +59,7 @@ class Kept:
 
     Attributes:
         seen: The keys of rows that have entered the prefix and whose outputs were kept.
+        shared: Whether other processes read the rows, too.
         results: By site and structure, what calls return.
         verified: Whether a replayed batch was compared with a plain one.
     """
@@ -67,6 +68,7 @@ class Kept:
     cut: Cut
     rows: Mapping[tuple[str, int], Rows]
     store: PrefixStore
+    shared: bool = False
     seen: set[bytes] = field(default_factory=set)
     results: dict[tuple[Site, bytes], Result] = field(default_factory=dict)
     verified: bool = False
@@ -76,8 +78,23 @@ class Kept:
         """Name the rows of a site in the store."""
         return (self.label, site.name, site.occurrence)
 
+    def known(self, entered: Sequence[bytes]) -> int:
+        """Count the rows whose outputs were kept, by the keys with which they have entered."""
+        if not self.shared or all(key in self.seen for key in entered):
+            return sum(key in self.seen for key in entered)
+        return sum(self.store.has((self.label, "entered"), entered))
+
+    def learn(self, entered: Sequence[bytes]) -> None:
+        """Note that outputs of rows are kept."""
+        new = [key for key in entered if key not in self.seen]
+        if self.shared and new:
+            self.store.add((self.label, "entered"), new, [torch.zeros(len(new), 1, dtype=torch.uint8)], [0])
+        self.seen.update(new)
+
     def drop(self) -> None:
         """Forget all rows."""
+        if self.shared:
+            self.store.drop((self.label, "entered"))
         for site in self.cut.sites:
             self.store.drop(self.split(site))
         self.seen.clear()

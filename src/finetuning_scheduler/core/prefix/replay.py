@@ -47,10 +47,14 @@ class Step:
         self.rows = 0
 
     @property
+    def known_rows(self) -> int:
+        """How many of the rows that have entered had outputs that were kept before the step."""
+        return self._kept[0].known(self._lineages[0].entered)
+
+    @property
     def known(self) -> bool:
-        """Whether outputs of all rows that have entered were there before the step."""
-        entered, seen = self._lineages[0].entered, self._kept[0].seen
-        return bool(entered) and all(key in seen for key in entered)
+        """Whether outputs of all rows that have entered were kept before the step."""
+        return 0 < len(self._lineages[0].entered) == self.known_rows
 
     @property
     def hits(self) -> bool:
@@ -87,7 +91,7 @@ class Step:
         """Take it that the rows that have entered are there from now on, if all that is needed of them was kept."""
         for number, (kept, lineage) in enumerate(zip(self._kept, self._lineages, strict=True)):
             if number in self._looked and kept.failure is None:
-                kept.seen.update(lineage.entered)
+                kept.learn(lineage.entered)
 
     def _plain(
         self, wanted: Sequence[tuple[int, Site]], original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ..optim.param_groups import mesh_of
+from ..ranks import Ranks
 from ..session import Report, Session
 from ..settings import Settings
 from ..transitions import Listener
@@ -32,12 +34,19 @@ class FrozenPrefix(Listener):
     Args:
         session: Executes the schedule.
         settings: ``frozen_prefix`` and what goes with it.
+        ranks: The processes that train together, if there are several: those of a node share what is kept.
         report: Where messages go: ``report(logging level, text)``; the package's logger if not given.
         quiet: Keeps what a step reports from being counted twice, while a batch is run once more.
     """
 
     def __init__(
-        self, session: Session, settings: Settings, *, report: Report | None = None, quiet: Quiet = nullcontext
+        self,
+        session: Session,
+        settings: Settings,
+        *,
+        ranks: Ranks | None = None,
+        report: Report | None = None,
+        quiet: Quiet = nullcontext,
     ) -> None:
         self._session = session
         self._report = report or logging.getLogger("finetuning_scheduler").log
@@ -50,11 +59,20 @@ class FrozenPrefix(Listener):
         self._left_out: dict[str, str] = {}
         if names := _STAGES[settings.frozen_prefix]:
             directory = None if settings.prefix_dir is None else Path(settings.prefix_dir)
-            store = self._store = PrefixStore(settings.prefix_budget, directory, settings.prefix_dtype)
+            shared = None if ranks is None else ranks.from_zero(lambda: uuid.uuid4().hex)
+            store = PrefixStore(settings.prefix_budget, directory, settings.prefix_dtype, shared=shared)
+            self._store = store
             trials = Trials(session.view.model, lambda: session.optimizer, quiet)
             for name in names:
                 self._stages[name] = Stage(
-                    name, session, store, trials, self.turn_off, self._teller(name), Comparison(settings.prefix_dtype)
+                    name,
+                    session,
+                    store,
+                    trials,
+                    self.turn_off,
+                    self._teller(name),
+                    Comparison(settings.prefix_dtype),
+                    shared=shared is not None,
                 )
             if (reason := _sharded(session)) is not None:
                 self.turn_off(reason)

@@ -39,6 +39,7 @@ class Stage:
         give_up: Called with the reason when reuse is over for the session.
         tell: Called with a reason why a phase goes without reuse.
         comparison: Compares a replayed batch with a plain one.
+        shared: Whether other processes read the store, too.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Stage:
         give_up: Callable[[str], None],
         tell: Callable[[str], None],
         comparison: Comparison,
+        *,
+        shared: bool,
     ) -> None:
         self.name = name
         self._session = session
@@ -58,6 +61,7 @@ class Stage:
         self._give_up = give_up
         self._tell = tell
         self._comparison = comparison
+        self._shared = shared
         self._model = session.view.model
         self._planner = Planner(session, trials)
         self._kept: dict[Cut, Kept] = {}
@@ -98,6 +102,7 @@ class Stage:
         with self._intercepted(run, observed if may_verify else None).active():
             output = step(*args, **kwargs)
         known = run.known
+        self._epoch_hits += run.known_rows if self._known else 0
         self._finish(run, kept)
         if before is not None and known and kept.failure is None:
             self._verify(kept, before, output, observed, partial(step, *args, **kwargs))
@@ -192,7 +197,7 @@ class Stage:
         for each in wanted:
             if each not in self._kept and all(site.place in planner.rows for site in each.sites):
                 label = (self.name, *(f"{site.name} {site.occurrence} {sorted(site.needed)}" for site in each.sites))
-                self._kept[each] = Kept(label, each, planner.rows, self._store)
+                self._kept[each] = Kept(label, each, planner.rows, self._store, self._shared)
                 self._born[each] = self._epoch
         self._account["left_out"] = cut.refusals
         if not cut.sites:
@@ -206,7 +211,7 @@ class Stage:
     def _others(self, current: Kept) -> list[Kept]:
         """Return what is kept for coming phases; less of it where memory is short."""
         others = [kept for kept in self._kept.values() if kept is not current and kept.failure is None]
-        if others and self._store.spilled_bytes:
+        if others and self._store.bytes and self._store.spilled_bytes:
             others[-1].drop()
             self._kept.pop(others.pop().cut)
         return others
@@ -229,7 +234,6 @@ class Stage:
         self._count("rows", run.rows)
         if run.replayed:
             hits = run.rows if run.hits else 0
-            self._epoch_hits += hits
             self._count("hits", hits)
             self._count("seconds_saved", hits * self._plain_per_row - run.reuse_seconds)
             if torch.is_grad_enabled():
@@ -238,8 +242,6 @@ class Stage:
         else:
             self._plain_per_row = run.plain_seconds / max(run.rows, 1)
             self._count("seconds_recording", run.reuse_seconds)
-            if self._known and run.hits:
-                self._epoch_hits += run.rows
         if self._store.failure is not None:
             self._give_up(f"the store has failed: {self._store.failure}")
         elif kept.failure is not None:
