@@ -12,6 +12,7 @@ from torch import Tensor
 from .closeness import Comparison
 from .cut import Cut, Site
 from .lineage import Rows, Token, token
+from .padding import PaddedBatch
 from .refusal import Refused
 from .store import PrefixStore
 from .trees import Form
@@ -19,16 +20,23 @@ from .trees import Form
 
 @dataclass(frozen=True)
 class Kind:
-    """A tensor of a result without its content; ``row_dim`` is ``None`` if it is the same for all rows."""
+    """A tensor of a result without its content.
+
+    Attributes:
+        row_dim: ``None`` if it is the same for all rows.
+        positions: The dimensions in which it is as wide as the batch.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
     row_dim: int | None
+    positions: tuple[int, ...] = ()
 
-    def shape_of(self, rows: int) -> tuple[int, ...]:
-        """Return the shape for a number of rows."""
-        return tuple(rows if dim == self.row_dim else size for dim, size in enumerate(self.shape))
+    def shape_of(self, rows: int, width: int) -> tuple[int, ...]:
+        """Return the shape for a number of rows, and of positions."""
+        sizes = {self.row_dim: rows} | dict.fromkeys(self.positions, width)
+        return tuple(sizes.get(dim, size) for dim, size in enumerate(self.shape))
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,15 @@ class Kept:
         self.verified = False
 
 
-def result_of(results: Sequence[Any], form: Form, given: Mapping[Token, int], rows: Rows, count: int | None) -> Result:
+def result_of(
+    results: Sequence[Any],
+    form: Form,
+    given: Mapping[Token, int],
+    rows: Rows,
+    count: int | None,
+    padding: PaddedBatch | None = None,
+    site: Site | None = None,
+) -> Result:
     """Tell what a call has returned, without the content of tensors.
 
     Args:
@@ -110,6 +126,8 @@ def result_of(results: Sequence[Any], form: Form, given: Mapping[Token, int], ro
         given: The arguments' leaves.
         rows: Where the rows lie.
         count: How many rows have entered; ``None`` if none has.
+        padding: What counts of each row, if not all does.
+        site: The call.
 
     Raises:
         Refused: It is nothing that can be kept.
@@ -129,8 +147,11 @@ def result_of(results: Sequence[Any], form: Form, given: Mapping[Token, int], ro
         dim = None if count is None else rows.results.get(place)
         if dim is not None and (dim >= leaf.dim() or leaf.shape[dim] != count):
             raise Refused("the outputs of a frozen module have other rows than its inputs")
-        shape = tuple(-1 if number == dim else size for number, size in enumerate(leaf.shape))
-        leaves.append(Kind(shape, leaf.dtype, leaf.device, dim))
+        positions = () if padding is None or site is None else padding.positions_of_result(site.place, place)
+        if padding is not None and any(leaf.shape[each] != padding.width for each in positions):
+            raise Refused("the outputs of a frozen module have another width than its inputs")
+        shape = tuple(-1 if each == dim or each in positions else size for each, size in enumerate(leaf.shape))
+        leaves.append(Kind(shape, leaf.dtype, leaf.device, dim, positions))
     return Result(form, tuple(leaves))
 
 

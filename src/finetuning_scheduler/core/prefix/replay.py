@@ -12,6 +12,7 @@ from .calls import Forward
 from .cut import Site
 from .kept import Kept, Kind, Passed, Result, compare_half, result_of
 from .lineage import Lineage, Node, Token, token
+from .padding import PaddedBatch
 from .refusal import Refused
 from .stand_ins import Deferred, StandIn, Surroundings, real, stand_ins
 from .trees import Form, flatten, mapped
@@ -24,6 +25,7 @@ class Step:
         current: What is skipped in the present phase.
         others: What is skipped in coming phases, and kept in plain steps.
         replays: Whether calls are skipped: always, never, or (``None``) if the first rows to enter are known.
+        padding: What counts of each row, if not all does.
 
     Attributes:
         over: Set when the step is over; what activation checkpointing makes again is answered as before then.
@@ -33,9 +35,17 @@ class Step:
         rows: How many rows have entered.
     """
 
-    def __init__(self, current: Kept, others: Sequence[Kept] = (), *, replays: bool | None) -> None:
+    def __init__(
+        self,
+        current: Kept,
+        others: Sequence[Kept] = (),
+        *,
+        replays: bool | None,
+        padding: PaddedBatch | None = None,
+    ) -> None:
         self._kept = [current, *others]
-        self._lineages = [Lineage(kept.rows) for kept in self._kept]
+        self._padding = padding
+        self._lineages = [Lineage(kept.rows, padding) for kept in self._kept]
         self._sites = [{site.place: site for site in kept.cut.sites} for kept in self._kept]
         self._replays = replays
         self._counts: dict[str, int] = {}
@@ -131,7 +141,7 @@ class Step:
                 self._missed.add(number)
             return
         try:
-            result = result_of(results, form, given, kept.rows[site.place], node.rows)
+            result = result_of(results, form, given, kept.rows[site.place], node.rows, self._padding, site)
             compare_half(site, results, kept.rows[site.place])
         except Refused as refusal:
             kept.failure = str(refusal)
@@ -149,7 +159,12 @@ class Step:
             dims = [_row_dim(result.leaves[place]) for place in places]
             if node.rows is None:
                 tensors, dims = [each[None] for each in tensors], [0] * len(tensors)
-            kept.store.add(split, keys, tensors, dims)
+            if self._padding is None or node.rows is None:
+                kept.store.add(split, keys, tensors, dims)
+            else:
+                positions = [_position_dim(result.leaves[place]) for place in places]
+                lengths = self._padding.lengths
+                kept.store.add(split, keys, tensors, dims, position_dims=positions, lengths=lengths)
         self._looked.add(number)
         if number == 0:
             self.rows = max(self.rows, node.rows or 0)
@@ -173,7 +188,8 @@ class Step:
 
         given = [leaf.twin() if isinstance(leaf, StandIn) else leaf for leaf in leaves] if site.changed else leaves
         deferred = Deferred(make, given, around)
-        filled = _filled(result, known, leaves, deferred, node.rows)
+        width = 0 if self._padding is None else self._padding.width
+        filled = _filled(result, known, leaves, deferred, (node.rows or 0, width))
         lineage.given(node, filled)
         for place, returned in site.changed:
             leaves[place].source = (deferred, returned)
@@ -191,7 +207,8 @@ class Step:
             return {}
         self._looked.add(0)
         self.rows = max(self.rows, node.rows or 0)
-        tensors = kept.store.get(kept.split(node.site), node.keys())
+        width = None if self._padding is None or node.rows is None else self._padding.width
+        tensors = kept.store.get(kept.split(node.site), node.keys(), width=width)
         if tensors is not None and node.rows is None:
             tensors = [each[0] for each in tensors]
         return None if tensors is None else dict(zip(places, tensors, strict=True))
@@ -209,7 +226,7 @@ class Step:
 
 
 def _filled(
-    result: Result, known: Mapping[int, Tensor], arguments: Sequence[Any], deferred: Deferred, rows: int | None
+    result: Result, known: Mapping[int, Tensor], arguments: Sequence[Any], deferred: Deferred, sizes: tuple[int, int]
 ) -> list[Any]:
     """Return the leaves that a skipped call hands on."""
     filled: list[Any] = []
@@ -219,7 +236,7 @@ def _filled(
         elif isinstance(leaf, Passed):
             filled.append(arguments[leaf.place])
         elif isinstance(leaf, Kind):
-            filled.append(StandIn.of(deferred, place, leaf.shape_of(rows or 0), leaf.dtype, leaf.device))
+            filled.append(StandIn.of(deferred, place, leaf.shape_of(*sizes), leaf.dtype, leaf.device))
         else:
             filled.append(leaf)
     return filled
@@ -246,6 +263,10 @@ def _device_types(leaves: Sequence[Any]) -> list[str]:
 
 def _row_dim(leaf: object) -> int | None:
     return leaf.row_dim if isinstance(leaf, Kind) else None
+
+
+def _position_dim(leaf: object) -> int | None:
+    return leaf.positions[0] if isinstance(leaf, Kind) and leaf.positions else None
 
 
 def _tokens(leaves: Sequence[Any]) -> dict[Token, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from .closeness import Comparison
 from .cut import Cut
 from .guard import Guard
 from .kept import Kept
+from .padding import PaddedBatch, Places, padded_batch
 from .planning import Planner, rows_of_batch
 from .refusal import Refused
 from .replay import Step
@@ -79,6 +81,9 @@ class Stage:
         self._interception: Interception | None = None
         self._account: dict[str, Any] = {}
         self._plain_per_row = 0.0
+        self._padding_counts = False
+        self._mask: int | None = None  # the leaf of batches that is their mask
+        self._places: Places | None = None  # the positions of rows, once padding has been shown not to count
 
     # --- what the driver calls
 
@@ -88,16 +93,18 @@ class Stage:
         begin = time.perf_counter()
         try:
             kept = self._ready(step, args, kwargs)
+            padding = None if kept is None else self._padding_of(step, args, kwargs)
         except Refused as refusal:
             self._refuse(str(refusal))
-            kept = None
+            kept = padding = None
         self._count("seconds_recording", time.perf_counter() - begin)
         if kept is None:
             return step(*args, **kwargs)
-        may_verify = not kept.verified and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
+        shows = padding is None or padding.is_padded
+        may_verify = not kept.verified and shows and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
         before = State.of(self._live(kept)) if may_verify else None
         others = [] if kept.verified and not self._others(kept) else self._others(kept)
-        run = Step(kept, others, replays=None if kept.verified else False)
+        run = Step(kept, others, replays=None if kept.verified else False, padding=padding)
         observed = Observed()
         with self._intercepted(run, observed if may_verify else None).active():
             output = step(*args, **kwargs)
@@ -105,7 +112,7 @@ class Stage:
         self._epoch_hits += run.known_rows if self._known else 0
         self._finish(run, kept)
         if before is not None and known and kept.failure is None:
-            self._verify(kept, before, output, observed, partial(step, *args, **kwargs))
+            self._verify(kept, before, output, observed, partial(step, *args, **kwargs), padding)
         return output
 
     def after_backward(self) -> None:
@@ -177,15 +184,53 @@ class Stage:
             return False
         if (change := guard.difference()) is not None:
             self._changes += 1
-            for kept in self._kept.values():
-                kept.drop()
-                kept.results.clear()
-                self._born[kept.cut] = self._epoch
+            self._forget()
             if self._changes >= _CHANGES:
                 self._give_up(change)
                 return False
             self._guard = None
         return True
+
+    def _forget(self) -> None:
+        """Forget all rows."""
+        for kept in self._kept.values():
+            kept.drop()
+            kept.results.clear()
+            self._born[kept.cut] = self._epoch
+
+    def _padding_of(
+        self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> PaddedBatch | None:
+        """Tell what counts of each row, once a batch has shown that padding does not.
+
+        Raises:
+            Refused: The batch has no such mask although others had.
+        """
+        current = self._current
+        if self._padding_counts or current is None:
+            return None
+        batch = padded_batch((args, kwargs), self._mask)
+        if self._places is not None and any(site.place not in self._places for site in current.cut.sites):
+            self._places = None
+        if self._places is None:
+            if batch is None or not batch.is_padded:
+                return None
+            try:
+                self._places = self._planner.positions(batch, step, args, kwargs)
+            except Refused as refusal:
+                self._count_padding(str(refusal))
+                return None
+            self._mask = batch.leaf
+            self._forget()
+        if batch is None:
+            raise Refused("a batch is not padded at the end of its rows, as others are")
+        return replace(batch, places=self._places)
+
+    def _count_padding(self, reason: str) -> None:
+        """Take rows as they are from now on, padding included."""
+        self._padding_counts = True
+        self._account["left_out"] = (*self._account.get("left_out", ()), f"padding counts: {reason}")
+        self._forget()
 
     def _plan(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep what the present phase and the coming ones need, and nothing else."""
@@ -247,14 +292,23 @@ class Stage:
         elif kept.failure is not None:
             self._stop(kept, kept.failure)
 
-    def _verify(self, kept: Kept, before: State, output: object, observed: Observed, step: Callable[[], Any]) -> None:
+    def _verify(
+        self,
+        kept: Kept,
+        before: State,
+        output: object,
+        observed: Observed,
+        step: Callable[[], Any],
+        padding: PaddedBatch | None,
+    ) -> None:
         """Replay a step that has just been made plainly, and compare all that it has led to."""
         begin = time.perf_counter()
         live = self._live(kept)
         after = State.of(live)
         parameters = [each for each in self._session.parameters.values() if each.requires_grad]
         gradients = gradients_of(output, parameters) if torch.is_grad_enabled() else None
-        run, seen_again = Step(kept, replays=True), Observed()
+        run, seen_again = Step(kept, replays=True, padding=padding), Observed()
+        comparison = replace(self._comparison, padding=padding)
         replayed_gradients: list[list[Tensor | None] | None] = []
 
         def replayed() -> Any:
@@ -268,17 +322,19 @@ class Stage:
         try:
             result, state = self._trials.run(replayed, live)
             found = (
-                self._comparison.results(output, result, "the result of the step")
-                or self._differing_outputs(observed, seen_again)
-                or self._comparison.gradients(gradients, replayed_gradients[0])
-                or self._comparison.states(after, state)
+                comparison.results(output, result, "the result of the step")
+                or _differing_outputs(observed, seen_again, comparison)
+                or comparison.gradients(gradients, replayed_gradients[0])
+                or comparison.states(after, state)
             )
         except (Refused, RuntimeError) as error:
             found = str(error)
         finally:
             after.restore()
         self._count("seconds_recording", time.perf_counter() - begin)
-        if found is not None:
+        if found is not None and padding is not None:
+            self._count_padding(f"without it, {found}")
+        elif found is not None:
             self._give_up(f"a replayed batch differs from the plain one: {found}")
         else:
             self._attempts += 1
@@ -293,15 +349,6 @@ class Stage:
                     kept.failure = kept.failure or "the modules are not called in every step"
                 else:
                     self._kept.pop(kept.cut).drop()
-
-    def _differing_outputs(self, plain: Observed, replayed: Observed) -> str | None:
-        if [name for name, _ in plain.results] != [name for name, _ in replayed.results]:
-            return "other modules are called"
-        for (name, one), (_, other) in zip(plain.results, replayed.results, strict=True):
-            where = f"the result of `{name}`" if name else "the result of the model"
-            if (found := self._comparison.results(one, other, where)) is not None:
-                return found
-        return None
 
     # --- small things
 
@@ -333,3 +380,13 @@ class Stage:
         kept.drop()
         self._current = None
         self._refuse(reason)
+
+
+def _differing_outputs(plain: Observed, replayed: Observed, comparison: Comparison) -> str | None:
+    if [name for name, _ in plain.results] != [name for name, _ in replayed.results]:
+        return "other modules are called"
+    for (name, one), (_, other) in zip(plain.results, replayed.results, strict=True):
+        where = f"the result of `{name}`" if name else "the result of the model"
+        if (found := comparison.results(one, other, where)) is not None:
+            return found
+    return None
