@@ -149,21 +149,23 @@ class Step:
         if kept.results.setdefault((site, node.structure), result) != result:
             kept.failure = f"`{site}` returns results of different forms for inputs of one form"
             return
-        places = result.kept(site)
-        if not places:
-            return
-        keys, split = node.keys(), kept.split(site)
+        if places := result.kept(site):
+            self._store(number, node, {place: (results[place], result.leaves[place]) for place in places})
+
+    def _store(self, number: int, node: Node, results: Mapping[int, tuple[Any, object]]) -> None:
+        """Keep what is needed of a result, if it is not there yet."""
+        kept = self._kept[number]
+        keys, split = node.keys(), kept.split(node.site)
         if not all(kept.store.has(split, keys)):
             self._missed.add(number)
-            tensors = [results[place].detach() for place in places]
-            dims = [_row_dim(result.leaves[place]) for place in places]
+            tensors = [tensor.detach() for tensor, _ in results.values()]
+            kinds = [kind for _, kind in results.values() if isinstance(kind, Kind)]
             if node.rows is None:
-                tensors, dims = [each[None] for each in tensors], [0] * len(tensors)
-            if self._padding is None or node.rows is None:
-                kept.store.add(split, keys, tensors, dims)
+                kept.store.add(split, keys, [each[None] for each in tensors], [0] * len(tensors))
             else:
-                positions = [_position_dim(result.leaves[place]) for place in places]
-                lengths = self._padding.lengths
+                positions = [next(iter(kind.positions), None) for kind in kinds]
+                lengths = None if self._padding is None else self._padding.lengths
+                dims = [kind.row_dim for kind in kinds]
                 kept.store.add(split, keys, tensors, dims, position_dims=positions, lengths=lengths)
         self._looked.add(number)
         if number == 0:
@@ -259,14 +261,6 @@ def _identity(leaf: Any) -> object:
 
 def _device_types(leaves: Sequence[Any]) -> list[str]:
     return sorted({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)} | {"cpu"})
-
-
-def _row_dim(leaf: object) -> int | None:
-    return leaf.row_dim if isinstance(leaf, Kind) else None
-
-
-def _position_dim(leaf: object) -> int | None:
-    return leaf.positions[0] if isinstance(leaf, Kind) and leaf.positions else None
 
 
 def _tokens(leaves: Sequence[Any]) -> dict[Token, int]:
