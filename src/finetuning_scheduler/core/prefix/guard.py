@@ -46,7 +46,11 @@ class Guard:
         """Tell what of the modules has another value than before; what has not is taken as it is from now on."""
         now = Checksums.of(self._tensors())
         if changed := self._checksums.changed(now) | (self._checksums.values.keys() ^ now.values.keys()):
-            return f"`{min(changed)}` has changed although it is frozen"
+            name = min(changed)
+            owner, _, key = name.rpartition(".")
+            if key in self._modules[owner]._buffers:
+                return f"the buffer `{name}` of a frozen module changes; frozen_modules_mode='eval' keeps statistics"
+            return f"`{name}` has changed although it is frozen"
         for name, module in self._modules.items():
             before, later = self._held[name], vars(module)
             for key in {**before, **later}:
