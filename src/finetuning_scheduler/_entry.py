@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -25,37 +26,43 @@ from ._lightning import (
     LightningModule,
     MisconfigurationException,
     Trainer,
+    after_configure_model,
     around_setup,
     is_search_checkpoint,
+    leave,
     loaded_optimizer_state,
     loading_with,
     remember,
     scheduler_step_of,
     without_logging,
 )
-from ._source import read_source, save
+from ._overrides import override_problems, unknown_hooks
+from ._source import Implicit, generated_by, read_source, save, with_reinitialisation
 from ._trainer import TrainerRanks, adapted, as_misconfiguration
 from .callbacks.files import is_remote
 from .callbacks.wiring import Wiring
 from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
 from .core.optim.checks import import_problems
-from .core.optim.schedulers import Step, growth_failure, is_supported
+from .core.optim.growth import Step, growth_failure
+from .core.optim.schedulers import is_supported
 from .core.optim.states import state_problems
 from .core.prefix.reuse import FrozenPrefix
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
 from .core.schedule.generate import generate
 from .core.schedule.resolve import Resolution
+from .core.schedule.schedule import Schedule
 from .core.session import Session
 from .core.thaw import set_trainable
 from .core.transitions import Listener, Moment
 from .core.view import ModelView
-from .errors import CheckpointError, OptimizerError, Problem, in_file, joined
+from .errors import CheckpointError, OptimizerError, Problem, ScheduleError, in_file, joined
 from .strategy_adapters import saved_progress
+from .strategy_adapters.base import schedule_view
+from .strategy_adapters.registry import unused_adapters
 
 log = logging.getLogger("finetuning_scheduler")
-_OTHER_PACKAGE_KEY = "fts_metadata"  # in the state that the other package of this name (2.x) saves
 # What a fit adds to its session's state.
 OWN_STATE = (
     "metrics",
@@ -69,7 +76,7 @@ OWN_STATE = (
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
-class Owner(Configuration, Protocol):
+class Owner(Configuration, Implicit, Protocol):
     """The callback whose fit this is."""
 
     @property
@@ -124,13 +131,17 @@ class Entry:
         self.prefix: FrozenPrefix | None = None
         self._resolved: dict[str, Any] = {}
         self._found = Resolution()
-        self._view = ModelView.of(module)
+        self._view = self._named = ModelView.of(module)
+        self._problems: list[Problem] = []  # of what an adapter's validation has returned
+        self._file: str | PathLike[str] | None = None  # that the schedule was read from
         self._came_with: dict[str, bool] = {}
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
         self._hooked.enter_context(
-            around_setup(trainer, module, before_optimizers=self.before_optimizers, after=self.begin)
+            after_configure_model(module, self._generate_and_leave)
+            if owner.gen_ft_sched_only
+            else around_setup(trainer, module, make_optimizers=self.make_optimizers, after=self.begin)
         )
 
     @property
@@ -193,26 +204,67 @@ class Entry:
         else:
             self.loaded = state
 
-    def before_optimizers(self) -> None:
-        """Read the schedule, and let the user's ``configure_optimizers`` meet the model in the state of phase 0."""
-        if self.owner.gen_ft_sched_only:
-            self._generate_and_exit()
-        view, directory = self.adapter.view(self.module), self._resolve_log_dir()
-        source, owner = self.given["ft_schedule"], self.owner
+    def make_optimizers(self, configure: Callable[[], Any]) -> Any:
+        """Read the schedule, and let the user's ``configure_optimizers`` meet the model in the state of phase 0.
+
+        What is wrong with the schedule is told with everything else when the optimizers are there; at once if it keeps
+        them from being made, since the user's method has not met what it expects.
+        """
+        self._thaw_first_phase()
+        try:
+            return configure()
+        except Exception as error:
+            if not self._found.errors:
+                raise
+            with as_misconfiguration():
+                raise joined(self._found.errors) from error
+
+    def _thaw_first_phase(self) -> None:
+        """Read the schedule; freeze and thaw what it says for phase 0."""
+        view = self.adapter.view(self.module)
         with as_misconfiguration():
-            self._found = self.ranks.from_zero(lambda: read_source(source, owner, view, directory))
+            self._found = self._read(view)
             self._agree_on_classes()
+            if not self._found.errors:
+                self._problems = [*self._validation_problems(self.adapter.validate_ft_sched())]
         self._view = view
         self._came_with = {name: parameter.requires_grad for name, parameter in view.trained.items()}
         self.resumed_from = self.trainer.ckpt_path
-        # What is wrong with the schedule is told with everything else, when the optimizers are there.
         for first in self._found.phases[:1]:
             set_trainable(view.trained.values(), trainable=False)
             set_trainable((view.tensors[name] for name in first.params), trainable=True)
-        if self._found.errors and not any(parameter.requires_grad for parameter in view.trained.values()):
-            # An optimizer of what can be trained could not be made, and would hide the reason.
+        if not self._found.errors:
             with as_misconfiguration():
-                raise joined(self._found.errors)
+                self.adapter.on_after_init_fts()
+
+    def _read(self, view: ModelView) -> Resolution:
+        """Read the schedule, or generate it, by the names that the adapter wants; return it by those of a view."""
+        named, directory = schedule_view(self.adapter, view), self._resolve_log_dir()
+        source, owner = self.given["ft_schedule"], self.owner
+
+        def read() -> tuple[Resolution, str | PathLike[str] | None]:
+            written = generated_by(self.adapter, owner, directory) if source is None else None
+            generated = source if written is None else with_reinitialisation(written, owner)
+            return read_source(generated, owner, named, directory), written
+
+        found, written = self.ranks.from_zero(read)
+        self._named = named
+        file = source if written is None else written
+        self._file = file if isinstance(file, (str, PathLike)) else None
+        if not found.errors:
+            self._resolved["ft_schedule"] = found.schedule
+        if named is view:
+            return found
+        phases = (each.model_copy(update={"params": named.names_for(each.params, view)}) for each in found.phases)
+        unnamed = sum(id(tensor) not in named.names_of for tensor in view.trained.values())
+        return replace(found, phases=tuple(phases), frozen=found.frozen + unnamed)
+
+    def _validation_problems(self, result: Any) -> Iterator[Problem]:
+        """Find what an adapter's validation returns to have other phases executed."""
+        deepest = len(self._found.phases) - 1
+        if result is not None and (not isinstance(result, (tuple, list)) or list(result[:1]) != [deepest]):
+            message = f"expected `validate_ft_sched` to return {deepest} as the deepest phase, got {result!r}"
+            yield Problem(message, fix="Use `max_depth` to execute fewer phases.")
 
     def _agree_on_classes(self) -> None:
         """Refuse on every rank what some rank cannot import: rank zero has checked the classes for itself only."""
@@ -229,17 +281,19 @@ class Entry:
         self.release()
         try:
             with as_misconfiguration():
+                if not self._found.errors:
+                    self.adapter.on_before_fts_fit_start()
                 prepared = self._prepared()
                 self._enter_first_phase()
         except BaseException:
             self.give_back()
             raise
         remember(self.trainer, self._listener)  # one that is refused is nothing to go on from
-        source = self.given["ft_schedule"]
-        file = source if isinstance(source, (str, PathLike)) else None
-        path = save(self.ranks, lambda: self.session.schedule, self._view.plain, self._resolve_log_dir(), file)
+        schedule: Schedule = self._resolved["ft_schedule"]
+        path = save(self.ranks, lambda: schedule, self._named.plain, self._resolve_log_dir(), self._file)
         self.report(logging.INFO, f"The schedule in force is saved as {path}.")
-        for message in [*limit_warnings(self.trainer, prepared.plan), *untested_warnings(self.owner, self.trainer)]:
+        warnings = [*limit_warnings(self.trainer, prepared.plan), *untested_warnings(self.owner, self.trainer)]
+        for message in [*warnings, *unknown_hooks(self.owner, self.adapter)]:
             self.report(logging.WARNING, message)
 
     def _prepared(self) -> Prepared:
@@ -256,7 +310,11 @@ class Entry:
             settings,
             lr_schedulers=[each for each in lr_schedulers if self._is_tried(each, step)],
             step=step,
-            problems=configuration_problems(owner, trainer, self._wiring, implicit=implicit_mode),
+            problems=[
+                *configuration_problems(owner, trainer, self._wiring, implicit=implicit_mode),
+                *override_problems(owner, self.adapter),
+                *self._problems,
+            ],
             limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
         )
         self._session = Session(
@@ -279,7 +337,7 @@ class Entry:
         for line in self._wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)
-        self._resolved |= {"ft_schedule": prepared.schedule, "max_depth": prepared.plan.last_phase}
+        self._resolved["max_depth"] = prepared.plan.last_phase
         return prepared
 
     def _is_tried(self, scheduler: LRScheduler, step: Step | None) -> bool:
@@ -299,14 +357,21 @@ class Entry:
                 set_trainable([self._view.trained[name]], trainable)
         self._came_with = {}
 
-    def _generate_and_exit(self) -> None:
-        """Write the default schedule, then leave the program."""
-        view, directory = self.adapter.view(self.module), self._resolve_log_dir()
+    def _generate_and_leave(self) -> None:
+        """Write the default schedule of the module that has just got its layers, then leave the program."""
+        self.release()
+        directory = self._resolve_log_dir()
         with as_misconfiguration():
-            path = save(self.ranks, lambda: generate(view.plain, frozen=view.frozen), view.plain, directory)
+            unused = unused_adapters(self.trainer, self.owner.custom_strategy_adapters)
+            if problems := [*unused, *override_problems(self.owner, self.adapter)]:
+                raise ScheduleError(problems)
+            view = schedule_view(self.adapter, self.adapter.view(self.module))
+            path = self.ranks.from_zero(lambda: generated_by(self.adapter, self.owner, directory))
+            if path is None:
+                path = save(self.ranks, lambda: generate(view.plain, frozen=view.frozen), view.plain, directory)
         self.report(logging.INFO, f"The default schedule was written to {path}.")
         self.trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
-        raise SystemExit(0)
+        leave(self.trainer)
 
     def _enter_first_phase(self) -> None:
         moment = Moment(self.trainer.current_epoch, self.trainer.global_step)
@@ -348,25 +413,20 @@ class Entry:
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
         with as_misconfiguration():
             path = self.adapter.from_rank_zero(path)
-            self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
             self.resumed_from = path
-            self._refuse_foreign_checkpoint(path)
             with in_file(path):
+                self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
+                self._refuse_foreign_checkpoint(path)
                 self.session.resume(_session_state(self.loaded or {}))
             self.carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
 
     def _refuse_foreign_checkpoint(self, path: object) -> None:
         """Refuse to resume from a file that another program has written, with its name and what can be done with it."""
-        if path is None or (self.loaded is not None and _OTHER_PACKAGE_KEY not in self.loaded):
+        if path is None or self.loaded is not None:
             return
-        if self.loaded is None:
-            message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
-            fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
-        else:
-            other = f"{path}, which the 2.x package of its name has"
-            message = f"expected a checkpoint that this package has written, got {other}"
-            fix = "Load its weights with `load_from_checkpoint` and start a new fit, without `ckpt_path`."
+        message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
+        fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
         raise CheckpointError(Problem(message, fix=fix))
 
     def settle(self) -> None:

@@ -18,7 +18,7 @@ log = logging.getLogger("finetuning_scheduler")
 class AdapterChoice(Protocol):
     """Names an adapter and its arguments, if the user does."""
 
-    custom_strategy_adapters: dict[str, str] | None
+    custom_strategy_adapters: dict[str, str | type[StrategyAdapter]] | None
     strategy_adapter_cfg: dict[str, Any] | None
 
 

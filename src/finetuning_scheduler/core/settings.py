@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import Problem
+from .schedule.values import plain
 from .thaw import FrozenModulesMode
 
 FrozenPrefixMode = Literal["off", "validation", "all"]
@@ -54,6 +55,13 @@ class Settings:
     prefix_budget: int | None = None
     prefix_dir: str | PathLike[str] | None = None
     prefix_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        """Take scalars of numpy for the numbers and switches that they are."""
+        for name in ("max_depth", "base_max_lr", *_FLAGS):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        depth: Any = self.max_depth
+        object.__setattr__(self, "max_depth", -1 if depth is None else depth)
 
     def problems(self) -> Iterator[Problem]:
         """List what is not of the right kind."""
@@ -107,7 +115,7 @@ _FLAGS = ("restore_best", "enforce_phase0_params", "apply_lambdas_new_pgs", "fro
 
 def flag_problems(name: str, value: object) -> Iterator[Problem]:
     """Find a switch that is neither on nor off."""
-    if not isinstance(value, bool):
+    if not isinstance(plain(value), bool):
         yield Problem(f"expected `{name}` to be True or False, got {value!r}", fix="Use True or False.")
 
 

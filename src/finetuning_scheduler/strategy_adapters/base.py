@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from os import PathLike
 from typing import Any, TypeVar
 
 from torch import nn
 
-from .._lightning import LightningModule, Trainer, load_model_and_precision
+from .._lightning import (
+    AttachableCallback,
+    LightningModule,
+    Strategy,
+    Trainer,
+    callbacks_of,
+    load_model_and_precision,
+)
 from ..core.optim.states import state_by_name
 from ..core.optim.zero import forget_state
+from ..core.schedule.files import save_schedule
+from ..core.schedule.generate import generate
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
 from ..core.view import ModelView, plain_name
 from ..errors import Problem
-from .plain import load_plain
+from .plain import load_plain, saved_position
 
 T = TypeVar("T")
+
+
+def overrides(instance: object, base: type, name: str) -> bool:
+    """Whether a method is another than that of a base class, on whatever it has been set."""
+    return getattr(getattr(instance, name), "__func__", None) is not vars(base)[name]
 
 
 class StrategyAdapter:
@@ -41,6 +56,21 @@ class StrategyAdapter:
             raise RuntimeError("expected `connect` to be called before the adapter is used")
         return self._trainer
 
+    @property
+    def pl_module(self) -> LightningModule:
+        """The module that is trained."""
+        return self.trainer.lightning_module
+
+    @property
+    def fts_handle(self) -> Any:
+        """The :class:`.FinetuningScheduler` of the trainer."""
+        return _scheduler_of(self.trainer)
+
+    @property
+    def pls_handle(self) -> Strategy:
+        """The strategy that is adapted."""
+        return self.trainer.strategy
+
     def connect(self, trainer: Trainer) -> None:
         """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test.
 
@@ -48,6 +78,9 @@ class StrategyAdapter:
             ScheduleError: The trainer has something that the strategy's module cannot be set up with.
         """
         self._trainer = trainer
+
+    def on_before_init_fts(self) -> None:
+        """Called in a fit's ``setup``, before the schedule is read; what it sets of the callback's arguments counts."""
 
     def on_model_configured(self) -> None:
         """Called when the module has its layers, before the strategy wraps or moves it and before optimizers are made.
@@ -59,12 +92,49 @@ class StrategyAdapter:
     def on_set_up(self) -> None:
         """Called when the strategy has set up the module and made the optimizers, or has failed to.
 
-        It is the place to take back what :meth:`on_model_configured` has lent to the strategy; nothing is frozen yet.
+        It is the place to take back what :meth:`on_model_configured` has lent to the strategy.
         """
 
     def view(self, module: LightningModule) -> ModelView:
         """Tell which tensors are trained for the parameters that the module had before the strategy set it up."""
         return ModelView.of(module)
+
+    def get_named_params_for_schedule_validation(self) -> Mapping[str, nn.Parameter]:
+        """Name the parameters as the schedule does; by default as :meth:`view` does.
+
+        With other names, the schedule is validated, generated and saved in these, and what is thawed for each is the
+        parameter itself. Parameters without a name stay frozen.
+        """
+        return self.view(self.trainer.lightning_module).tensors
+
+    def gen_ft_schedule(self, dump_loc: str | PathLike[str]) -> str | PathLike[str]:
+        """Write the schedule of a fit that is given none, and return its path.
+
+        An override is called on rank zero. Without one, what this writes is executed without being written first.
+
+        Args:
+            dump_loc: The directory.
+        """
+        view = schedule_view(self, self.view(self.trainer.lightning_module))
+        return save_schedule(generate(view.plain, frozen=view.frozen), view.plain, dump_loc)
+
+    def validate_ft_sched(self) -> tuple[int, int] | None:
+        """Called when a schedule that is right has been read, before anything is frozen; raise an error to refuse it.
+
+        ``self.fts_handle.ft_schedule`` is the schedule in full names.
+
+        Returns:
+            The deepest phase and the largest ``max_transition_epoch``, -1 if there is none. An override may return
+            ``None``, but no other deepest phase.
+        """
+        schedule: Schedule = _scheduler_of(self.trainer).ft_schedule
+        return len(schedule) - 1, max(phase.max_transition_epoch for phase in schedule.phases)
+
+    def on_after_init_fts(self) -> None:
+        """Called when the schedule has been read and all but phase 0 is frozen, before ``configure_optimizers``."""
+
+    def on_before_fts_fit_start(self) -> None:
+        """Called when the optimizers exist, before anything of them is checked or changed."""
 
     def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
         """List what keeps a schedule from being executed under the strategy; asked before anything is frozen.
@@ -104,7 +174,7 @@ class StrategyAdapter:
             state_key: Key of the scheduler's state, which holds the phase and the names of the saved groups.
         """
         checkpoint = load_plain(self.trainer, path, state_key)
-        progress = checkpoint["callbacks"][state_key]
+        progress = saved_position(checkpoint, path, state_key)
         self._complete(checkpoint, session, progress["phase"])
         load_model_and_precision(self.trainer, checkpoint)
         states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
@@ -139,3 +209,18 @@ class StrategyAdapter:
     def from_rank_zero(self, value: T) -> T:
         """Give every rank the value that global rank zero has."""
         return self.trainer.strategy.broadcast(value, src=0)
+
+
+def _scheduler_of(trainer: Trainer) -> Any:
+    return next(each for each in callbacks_of(trainer) if isinstance(each, AttachableCallback))
+
+
+def schedule_view(adapter: StrategyAdapter, view: ModelView) -> ModelView:
+    """Tell a view by the names under which an adapter wants schedules to be validated.
+
+    Raises:
+        ScheduleError: These are names of other things than the parameters in ``view``.
+    """
+    if not overrides(adapter, StrategyAdapter, "get_named_params_for_schedule_validation"):
+        return view
+    return view.renamed(dict(adapter.get_named_params_for_schedule_validation()))

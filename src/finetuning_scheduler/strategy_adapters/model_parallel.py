@@ -32,9 +32,11 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
             ``configure_model``, so inner modules come before those that hold them; modules that are sharded already are
             left alone. Two more arguments can be written in a configuration file: ``act_ckpt``, activation
             checkpointing as ``"composable"``, ``"wrapped"`` or ``"wrapped_offload"`` (which also moves what is kept to
-            the CPU), and ``cpu_offload_policy``, ``True`` or the arguments of ``CPUOffloadPolicy``.
+            the CPU), alone or in a list with the arguments of ``torch.utils.checkpoint.checkpoint``, and
+            ``cpu_offload_policy``, ``True`` or the arguments of ``CPUOffloadPolicy``.
         fsdp_default_kwargs: Arguments of each module that gives none of that name. The mesh is the strategy's
-            ``data_parallel`` one unless given.
+            ``data_parallel`` one unless given. Here and in the plan ``mp_policy`` may be the arguments of
+            ``MixedPrecisionPolicy``, with types by name.
     """
 
     def __init__(

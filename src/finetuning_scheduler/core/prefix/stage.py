@@ -153,10 +153,10 @@ class Stage:
                 batch = "a batch of one row does not show which dimensions are rows"
                 raise Refused(batch if rows else "the step is given no batch of tensors")
             self._due = False
-            if self._guard is not None and not self._guard.same():
-                self._still_same(self._guard)
-            self._current = self._guard = self._obstacle = None
-            self._plan(step, args, kwargs)
+            before, self._current, self._guard, self._obstacle = self._guard, None, None, None
+            self._current = planned = self._plan(step, args, kwargs)
+            if before is not None and not before.same():
+                self._still_same(before.narrowed(self._inside(planned)))
         kept = self._current
         if kept is None:
             return None
@@ -235,8 +235,12 @@ class Stage:
         self._account["left_out"] = (*self._account.get("left_out", ()), f"padding counts: {reason}")
         self._forget()
 
-    def _plan(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep what the present phase and the coming ones need, and nothing else."""
+    def _plan(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:
+        """Keep what the present phase and the coming ones need, and nothing else.
+
+        Raises:
+            Refused: Nothing can be skipped in the present phase.
+        """
         watches, planner = self._planner.watches, self._planner
         cut = planner.plan(step, args, kwargs)
         wanted = {each: None for each in planner.cuts.values() if each.sites}
@@ -251,8 +255,8 @@ class Stage:
         if not cut.sites:
             raise Refused(cut.reason)
         self._account["skipped"] = tuple(dict.fromkeys(site.name for site in cut.sites))
-        self._current = self._kept[cut]
-        self._current.verified = False
+        self._kept[cut].verified = False
+        return self._kept[cut]
 
     # --- during and after a step
 
