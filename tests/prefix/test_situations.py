@@ -548,3 +548,5 @@ def test_weights_that_are_moved_as_a_phase_begins() -> None:
     plain, reused = session("off"), session("all")
     assert [transition.step for transition in plain.transitions] == [9, 18]
     assert_same(reused, plain)
+    assert reused.reason is None  # nothing stale was there to be found out by a comparison
+    assert reused.hits("train") > 0
