@@ -104,6 +104,10 @@ def torch_utils() -> ModuleType:
     return importlib.import_module("torch.utils")
 
 
+def dispatch_mode() -> object:
+    return importlib.import_module("torch.utils._python_dispatch").TorchDispatchMode
+
+
 def operation() -> object:
     return torch.ops.aten.relu_.default
 
@@ -139,6 +143,7 @@ TORCH = [
         lambda: torch.zeros(1), "_version", "whether a tensor was changed in place; PyTorch's notes on autograd name it"
     ),
     Row(torch_utils, "_python_dispatch", "operations are watched, as PyTorch's notes on extending it show"),
+    Row(dispatch_mode, "_should_skip_dynamo", "watching operations does not import the compiler"),
     Row(operation, "_schema", "which arguments an operation changes in place"),
     Row(batchnorm, "_BatchNorm", "the common class of layers that track statistics"),
 ]

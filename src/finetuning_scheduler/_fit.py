@@ -72,6 +72,7 @@ class Fit(Listener):
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
         self._reuse = ExitStack()  # of what frozen layers compute
+        self._reuses = False
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
         self._between_epochs = True
@@ -153,8 +154,9 @@ class Fit(Listener):
 
     def _start_reuse(self) -> None:
         """Let the steps of the module be made with what is known of their batches."""
-        if (prefix := self.entry.prefix) is None:
+        if (prefix := self.entry.prefix) is None or self._reuses:
             return
+        self._reuses = True  # a search for a learning rate or a batch size starts training too
         module, trainer = self.entry.module, self.trainer
 
         def validation_step(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -63,7 +63,13 @@ class Guard:
         """Tell which weight or buffer has other values than before; reads all of them."""
         now = Checksums.of(self._tensors())
         changed = self._checksums.changed(now) | (self._checksums.values.keys() ^ now.values.keys())
-        return f"`{min(changed)}` has changed although it is frozen" if changed else None
+        if not changed:
+            return None
+        name = min(changed)
+        owner, _, key = name.rpartition(".")
+        if key in self._modules[owner]._buffers:
+            return f"the buffer `{name}` of a frozen module changes; frozen_modules_mode='eval' keeps statistics"
+        return f"`{name}` has changed although it is frozen"
 
     def difference(self) -> str | None:
         """Tell what of the modules has another value than before; what has not is taken as it is from now on."""

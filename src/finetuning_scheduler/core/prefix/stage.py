@@ -104,8 +104,7 @@ class Stage:
         shows = padding is None or padding.is_padded
         may_verify = not kept.verified and shows and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
         before = State.of(self._live(kept)) if may_verify else None
-        others = [] if kept.verified and not self._others(kept) else self._others(kept)
-        run = Step(kept, others, replays=None if kept.verified else False, padding=padding)
+        run = Step(kept, self._others(kept), replays=None if kept.verified else False, padding=padding)
         observed = Observed()
         with self._intercepted(run, observed if may_verify else None).active():
             output = step(*args, **kwargs)
@@ -155,8 +154,9 @@ class Stage:
                 batch = "a batch of one row does not show which dimensions are rows"
                 raise Refused(batch if rows else "the step is given no batch of tensors")
             self._due = False
-            self._current, self._guard = None, None
-            self._obstacle = None
+            if self._guard is not None and not self._guard.same():
+                self._still_same(self._guard)
+            self._current = self._guard = self._obstacle = None
             self._plan(step, args, kwargs)
         kept = self._current
         if kept is None:
@@ -191,8 +191,10 @@ class Stage:
 
     def _still_good(self, guard: Guard) -> bool:
         """Look at what has changed in the skipped modules; tell if they may be skipped."""
-        if not self._may_be_skipped(guard):
-            return False
+        return self._may_be_skipped(guard) and self._still_same(guard)
+
+    def _still_same(self, guard: Guard) -> bool:
+        """Forget all rows if what is frozen has changed; tell if it may be reused."""
         if (change := guard.difference()) is not None:
             self._changes += 1
             self._forget()
@@ -204,6 +206,7 @@ class Stage:
 
     def _forget(self) -> None:
         """Forget all rows."""
+        self._known = False
         for kept in self._kept.values():
             kept.drop()
             kept.results.clear()
