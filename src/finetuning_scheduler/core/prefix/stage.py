@@ -73,6 +73,7 @@ class Stage:
         self._guard: Guard | None = None
         self._obstacle: str | None = None
         self._changes = 0
+        self._read_in = 0  # the epoch in which what is frozen has been read
         self._epoch = 0
         self._epoch_rows = self._epoch_hits = 0
         self._attempts = 0  # to verify, in the present epoch
@@ -167,8 +168,18 @@ class Stage:
             self._guard = Guard(self._inside(kept))
             return kept if self._may_be_skipped(self._guard) else None
         if (self._obstacle is None and self._guard.same()) or self._still_good(self._guard):
-            return self._current
+            return None if self._has_moved_unseen() else self._current
         return None
+
+    def _has_moved_unseen(self) -> bool:
+        """Once an epoch, read what is frozen; tell if something has been changed behind PyTorch's back."""
+        if self._read_in == self._epoch or self._guard is None:
+            return False
+        self._read_in = self._epoch
+        if (change := self._guard.moved()) is None:
+            return False
+        self._give_up(f"{change}, through `.data` or the like; up to an epoch was trained on outputs of before")
+        return True
 
     def _may_be_skipped(self, guard: Guard) -> bool:
         """Tell if nothing stands against skipping the modules at the moment."""
