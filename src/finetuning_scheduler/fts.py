@@ -239,7 +239,9 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         if stage != "fit":
             # What an adapter shards has to be sharded to be validated or tested, too.
             if trainer.strategy.restore_checkpoint_after_setup:
-                adapted(self, trainer, pl_module, self._adapted)
+                adapter = adapted(self, trainer, pl_module, self._adapted)
+                with as_misconfiguration():
+                    adapter.connect(self)
             return
         self._adapted.close()
         earlier = self._earlier_fit(trainer, pl_module)
@@ -249,6 +251,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         self._files.enter_context(complete_checkpoints(trainer.strategy))
         self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
         with as_misconfiguration():
+            self._fit.adapter.connect(self)
             self._fit.adapter.on_before_init_fts()
         self._fit.entry.given.update(self._given)
 
