@@ -23,6 +23,7 @@ from ._lightning import (
     refuse_other_package,
     remembered,
 )
+from ._resuming import refuse_damaged
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
@@ -328,7 +329,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
             if is_search_checkpoint(trainer.ckpt_path):
                 self._fit.take_back(checkpoint)
             with as_misconfiguration(), in_file(trainer.ckpt_path):
-                self._fit.entry.refuse_damaged(trainer.ckpt_path)
+                refuse_damaged(trainer.ckpt_path, self._fit.entry.ranks)
                 translate(checkpoint, self.state_key, trainer.ckpt_path)
                 self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
