@@ -32,7 +32,6 @@ from .core.gradients import Judgement
 from .core.schedule.files import ScheduleImplMixin
 from .core.schedule.schedule import ScheduleSource
 from .core.thaw import FrozenModulesMode
-from .core.transitions import Reason
 from .core.translation import translate
 from .errors import in_file
 from .strategy_adapters import StrategyAdapter
@@ -178,14 +177,13 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         fit = self._fitting()
         if fit.session.phases_remaining == 0:
             raise MisconfigurationException(f"Phase {self.curr_depth} is the last one: there is no phase to go on to.")
-        reason = fit.take_reason()
-        with fit.transition(reason.value):
+        with fit.transition(fit.reason.value):
             if self.restore_best:
                 self.restore_best_ckpt()
-            fit.enter(fit.session.phase + 1, reason)
+            self.thaw_to_depth(fit.session.phase + 1)
 
     def thaw_to_depth(self, depth: int | None = None) -> None:
-        """Enter a later phase at once, without restoring a checkpoint.
+        """Enter a later phase at once, without restoring a checkpoint; :meth:`step` enters the next one with it.
 
         Args:
             depth: The phase; ``None`` for the present one, of which what was frozen by hand is thawed again.
@@ -198,7 +196,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
             fit.session.thaw()
             return
         with as_misconfiguration():
-            fit.enter(depth, Reason.REQUEST)
+            fit.enter(depth, fit.take_reason())
 
     def restore_best_ckpt(self) -> None:
         """Load the weights, optimizer state and precision state of the best checkpoint so far.
