@@ -292,9 +292,9 @@ class Entry:
         with as_misconfiguration():
             path = self.adapter.from_rank_zero(path)
             self.resumed_from = path
+            self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
+            refuse_foreign(path, self.loaded)
             with in_file(path):
-                self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
-                refuse_foreign(path, self.loaded)
                 self.session.resume(_session_state(self.loaded or {}))
             self.carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
