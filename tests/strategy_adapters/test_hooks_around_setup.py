@@ -216,6 +216,14 @@ def test_names_have_to_be_of_the_modules_parameters(names: Callable[[Any], Any],
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("given", [None, 3, ["network.head.weight"], [nn.Linear(1, 1)]], ids=str)
+def test_what_is_returned_has_to_be_a_mapping_of_names(given: Any, tmp_path: Path) -> None:
+    method = {"get_named_params_for_schedule_validation": lambda _: given}
+    message = f"`get_named_params_for_schedule_validation` to return parameters by name, got {type(given).__name__} "
+    with pytest.raises(MisconfigurationException, match=message):
+        session(tmp_path, type("Wrong", (StrategyAdapter,), method)).fit()
+
+
 class Holder(ScheduleImplMixin):
     def __init__(self, schedule: Any) -> None:
         self.ft_schedule = schedule

@@ -23,7 +23,7 @@ from ..core.schedule.generate import generate
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
 from ..core.view import ModelView, plain_name
-from ..errors import Problem
+from ..errors import Problem, ScheduleError
 from .plain import load_plain, saved_position
 
 T = TypeVar("T")
@@ -232,4 +232,10 @@ def schedule_view(adapter: StrategyAdapter, view: ModelView) -> ModelView:
     """
     if not overrides(adapter, StrategyAdapter, "get_named_params_for_schedule_validation"):
         return view
-    return view.renamed(dict(adapter.get_named_params_for_schedule_validation()))
+    given: Any = adapter.get_named_params_for_schedule_validation()
+    try:
+        named = dict(given)
+    except (TypeError, ValueError) as error:
+        message = "expected `get_named_params_for_schedule_validation` to return parameters by name, got"
+        raise ScheduleError(Problem(f"{message} {type(given).__name__} ({error})", fix="Return a mapping.")) from error
+    return view.renamed(named)
