@@ -42,21 +42,12 @@ from .core.optim.schedulers import is_supported
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
 from .core.session import Session
+from .core.state import SavedProgress
 from .core.transitions import Listener, Moment
 from .errors import in_file, joined
 from .strategy_adapters import saved_progress
 
 log = logging.getLogger("finetuning_scheduler")
-# What a fit adds to its session's state.
-OWN_STATE = (
-    "metrics",
-    "phase_exhausted",
-    "owed",
-    "epoch_is_over",
-    "validated_step",
-    "judged_step",
-    "judges_validation",
-)
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
@@ -311,5 +302,5 @@ class Entry:
 
 
 def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the session's own state out of the callback's."""
-    return {key: value for key, value in loaded.items() if key not in OWN_STATE}
+    """Take the session's own state out of the callback's, to which a fit adds, and a user's subclass may."""
+    return {key: loaded[key] for key in SavedProgress.model_fields if key in loaded}

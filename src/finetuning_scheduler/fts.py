@@ -168,7 +168,8 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.
 
-        Override it for a criterion of your own; all ranks of a distributed run must agree on the answer.
+        Override it for a criterion of your own; all ranks of a distributed run must agree on the answer. In the last
+        phase the answer does not count.
         """
         return self._fitting().decide().advance
 
@@ -339,7 +340,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     def _follow(self, trainer: Trainer) -> None:
         """Go on to the next phase if it is due, or if a transition to it was interrupted."""
         fit = self._running()
-        if fit.is_owed() or self.should_transition(trainer):
+        if fit.is_owed() or (self.should_transition(trainer) and fit.session.phases_remaining):
             with fit.transition(fit.reason.value):  # of all that an override of `step` does
                 self.step()
 

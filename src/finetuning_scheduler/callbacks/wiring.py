@@ -194,7 +194,7 @@ def _differ(score: Any, met: Any) -> bool:
 def _state_of(driver: Callback, states: Mapping[Any, Any]) -> Mapping[str, Any] | None:
     """Find the state of a callback with the same settings, whatever its class was called."""
     settings = driver.state_key.partition("{")[2]
-    alike = (key for key in states if isinstance(key, str) and key.partition("{")[2] == settings)
+    alike = (key for key in states if settings and isinstance(key, str) and key.partition("{")[2] == settings)
     key = driver.state_key if driver.state_key in states else next(alike, None)
     if key is None:
         return None
