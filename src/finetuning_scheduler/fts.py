@@ -303,6 +303,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         self._adapted.close()
         if self._fit is not None:
             self._fit.end(failed=True)
+        self._wiring.put_back(trainer)  # the other objects stay: they may yet save what is there
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no module in eval mode that was in train mode before, and nothing hooked into."""

@@ -85,6 +85,12 @@ class Wiring:
         """
         self._moved = scheduler, move_first(trainer, scheduler)
 
+    def put_back(self, trainer: Trainer) -> None:
+        """Undo :meth:`put_first`."""
+        if self._moved is not None:
+            move_back(trainer, *self._moved)
+            self._moved = None
+
     def complete(self, checkpoint: Mapping[str, Any], progress: Mapping[str, Any] | None) -> None:
         """Find the state of the callbacks that drive in a checkpoint, however it has been written.
 
@@ -134,9 +140,7 @@ class Wiring:
                 if callback is form:
                     callbacks[index] = own
         self._replaced.clear()
-        if self._moved is not None:
-            move_back(trainer, *self._moved)
-            self._moved = None
+        self.put_back(trainer)
         for driver in (self.early_stopping, self.checkpoint):
             if driver is not None:
                 driver.let_go()
