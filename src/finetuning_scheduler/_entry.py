@@ -107,12 +107,6 @@ class Entry:
         self._session: Session | None = None
         self._gradients: GradientWatch | None = None
         self.prefix: FrozenPrefix | None = None
-        self._resolved: dict[str, Any] = {}
-        self._found = Resolution()
-        self._view = self._named = ModelView.of(module)
-        self._problems: list[Problem] = []  # of what an adapter's validation has returned
-        self._file: str | PathLike[str] | None = None  # that the schedule was read from
-        self._came_with: dict[str, bool] = {}
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
