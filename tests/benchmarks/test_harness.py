@@ -175,7 +175,15 @@ def small(common: ModuleType) -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore")  # main() switches them off
 @pytest.mark.parametrize(
     "name",
-    ["gradual_unfreezing", "head_only", "validation_heavy", "lp_ft", "callback_overhead", "ddp_step"],
+    [
+        "gradual_unfreezing",
+        "head_only",
+        "validation_heavy",
+        "lp_ft",
+        "dynamic_padding",
+        "callback_overhead",
+        "ddp_step",
+    ],
 )
 def test_a_benchmark_measures_what_its_row_says(name: str, small: Any, run: ModuleType) -> None:
     figures = list(script(f"benchmarks/{name}.py").figures(small))
