@@ -52,6 +52,8 @@ def hit_rate(rows: list[Row], seed: int) -> float:
         return model(**batch).loss
 
     for _ in range(EPOCHS):
+        model.train()
+        runner.apply_module_modes()
         for batch in DataLoader(rows, BATCH, shuffle=True, collate_fn=padded):
             runner.optimizer.zero_grad()
             runner.prefix.train(loss_of, batch).backward()

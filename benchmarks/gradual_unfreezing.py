@@ -18,7 +18,7 @@ STAGES = tuple(Stage(blocks, until) for blocks, until in ((0, 5), (1, 10), (2, 1
 
 def figures(options: Options) -> Iterator[Figure]:
     """Compare three ways: plain, with reuse, by hand."""
-    turns = compare(Sizes.of(options, train_batches=16, val_batches=4), STAGES, ("plain", "all", "by hand"), options)
+    turns = compare(Sizes.of(options, train_batches=12, val_batches=3), STAGES, ("plain", "all", "by hand"), options)
     limit = Figure.of("", [plain / by_hand for plain, _, by_hand in turns], ">= 1").value
     ratios = [plain / reused for plain, reused, _ in turns]
     yield Figure.of("gradual unfreezing, 4 phases of 5 epochs: faster by reuse", ratios, ">= 1.9", limit=limit)

@@ -13,7 +13,7 @@ from _encoder import Sizes, Stage, compare
 
 def figures(options: Options) -> Iterator[Figure]:
     """Compare three ways: plain, with reuse, by hand."""
-    sizes = Sizes.of(options, batch=32, train_batches=40, val_batches=10)
+    sizes = Sizes.of(options, batch=32, train_batches=30, val_batches=8)
     turns = compare(sizes, (Stage(0, 10),), ("plain", "all", "by hand"), options)
     limit = Figure.of("", [plain / by_hand for plain, _, by_hand in turns], ">= 1").value
     ratios = [plain / reused for plain, reused, _ in turns]
