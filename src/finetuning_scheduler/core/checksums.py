@@ -47,6 +47,32 @@ class Checksums:
         return changed
 
 
+class Resting:
+    """Tells frozen parameters that rest from those that move without the optimizer, as mean teachers do.
+
+    Attributes:
+        moving: The names of those that are known to move.
+    """
+
+    def __init__(self) -> None:
+        self.moving: set[str] = set()
+        self._begun: Checksums | None = None
+
+    def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Note the values of what is frozen from now on, of all that a model has."""
+        self._begun = Checksums.of(self.of(parameters))
+
+    def of(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Choose those that are frozen and not known to move."""
+        return {name: each for name, each in parameters.items() if not each.requires_grad and name not in self.moving}
+
+    def moved(self, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+        """Find those that are frozen, have other values than at the beginning, and were not known to move."""
+        found = set() if self._begun is None else self._begun.changed(Checksums.of(self.of(parameters)))
+        self.moving |= found
+        return found
+
+
 def _local(parameter: nn.Parameter) -> torch.Tensor | None:
     """Return the part of a parameter that lies on this rank, or ``None`` if it cannot be read."""
     if isinstance(parameter, UninitializedParameter):
