@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .hooks import noted_saves
 from .package import (
     Callback,
     EarlyStopping,
@@ -113,10 +114,16 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
     def after_save(self, trainer: Trainer, filepath: str) -> None:
         """Called by every rank when a checkpoint has been written, before another is removed for it."""
 
+    def on_written(self, trainer: Trainer, filepath: str, checkpoint: dict[str, Any]) -> None:
+        """Called by every rank after :meth:`after_save` with what has been written, whose tensors are the model's."""
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.before_save(filepath)
-        super()._save_checkpoint(trainer, filepath)
+        with noted_saves(trainer.strategy) as written:
+            super()._save_checkpoint(trainer, filepath)
         self.after_save(trainer, filepath)
+        if (checkpoint := written.get(str(filepath))) is not None:
+            self.on_written(trainer, filepath, checkpoint)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         self._last_follows = bool(self.save_last)

@@ -50,6 +50,19 @@ def around_setup(
         yield
 
 
+@contextmanager
+def noted_saves(strategy: Strategy) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield what is going to be saved in this block, by path."""
+    usual, noted = strategy.save_checkpoint, {}
+
+    def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        usual(checkpoint, filepath, storage_options)
+        noted[str(filepath)] = checkpoint
+
+    with _replaced(strategy, "save_checkpoint", save_checkpoint):
+        yield noted
+
+
 _SEARCHES = (".lr_find_", ".scale_batch_size_")  # what Lightning's finders call their temporary checkpoints
 
 
