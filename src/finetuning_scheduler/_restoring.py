@@ -75,7 +75,7 @@ class BestState:
         with as_misconfiguration():
             if not restore_best(checkpoint, self._load, entry.ranks, entry.report, held):
                 text = "No checkpoint has a finite {!r}: phases start from present weights until one has."
-                self._tell(logging.WARNING, text.format(checkpoint.monitor), once=True)
+                self._tell(logging.WARNING, text.format(checkpoint.monitor), once=text)
 
     def _keep(self, path: str, checkpoint: dict[str, Any]) -> None:
         """Copy what has been written, on rank zero, if that is possible and there is room."""
@@ -87,7 +87,8 @@ class BestState:
         if self._why_not is not None:
             return
         self._resting.moved(session.parameters)
-        resting = self._resting.of(session.parameters)
+        present = self._present()
+        resting = {name: each for name, each in self._resting.of(session.parameters).items() if id(each) in present}
         self._at_rest = frozenset(resting)
         if not trainer.is_global_zero:
             return
@@ -106,7 +107,7 @@ class BestState:
         reason = self._reason(path)
         if entry.ranks.any(reason is not None):
             reason = reason or "of what another rank has said"
-            self._tell(logging.INFO, f"The best checkpoint {path} is read from disk: {reason}.", once=True)
+            self._tell(logging.INFO, f"The best checkpoint {path} is read from disk: {reason}.", once=reason)
             entry.adapter.restore(path, entry.session, self._owner.state_key)
         else:
             entry.adapter.restore_held(self._held, path, entry.session, self._owner.state_key)
@@ -121,14 +122,20 @@ class BestState:
 
     def _look_at(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """See whether frozen parameters of which nothing is held have moved, or are no longer the model's."""
-        present = {id(parameter) for parameter in self._entry.module.parameters()}
+        present = self._present()
         moved = self._resting.moved(parameters)
         moved |= {name for name, parameter in parameters.items() if id(parameter) not in present}
         if moved := moved & self._at_rest:
             self._held = None
             self._why_not = f"{min(moved)} has been changed since without the optimizer"
 
-    def _tell(self, level: int, message: str, *, once: bool = False) -> None:
-        if not (once and message in self._told):
+    def _present(self) -> set[int]:
+        """Tell which parameters the model has; user code may have put others in the place of some."""
+        return {id(parameter) for parameter in self._entry.module.parameters()}
+
+    def _tell(self, level: int, message: str, *, once: str | None = None) -> None:
+        """Report something; what is told once only is known by the reason of it."""
+        if once not in self._told:
             self._entry.report(level, message)
-        self._told.add(message)
+        if once is not None:
+            self._told.add(once)
