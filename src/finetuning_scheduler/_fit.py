@@ -25,7 +25,7 @@ from ._lightning import (
     optimizer_states,
     step_plateau_schedulers,
 )
-from ._restoring import BestState
+from ._restoring import BestState, FrozenWeights
 from ._trainer import visible_messages
 from .callbacks.saved_states import RESTORE, SavedScheduling
 from .callbacks.wiring import Wiring
@@ -68,6 +68,7 @@ class Fit(Listener):
         self.wiring = wiring
         self.entry = Entry(owner, given, trainer, module, wiring, continued, listener=self)
         self.best = BestState(owner, trainer, self.entry, wiring.checkpoint)
+        self.frozen = FrozenWeights(trainer, self.entry)
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
         self._decision: Decision | None = None
@@ -111,6 +112,7 @@ class Fit(Listener):
         """
         entry = self.entry
         entry.release()
+        self.frozen.end()
         self._messages.close()
         if entry.begun:
             entry.session.modes.release()
@@ -368,6 +370,7 @@ class Fit(Listener):
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold what a best checkpoint of an earlier phase may leave out."""
+        self.frozen.begin()
         self.best.before_thaw(thawed)
 
     def after_thaw(self) -> None:

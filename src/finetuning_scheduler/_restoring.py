@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from ._entry import Entry, Owner
-from ._lightning import Trainer
+from ._lightning import Trainer, callbacks_of
 from ._trainer import as_misconfiguration
 from .callbacks.best import ran_out_of_memory, restore_best
 from .callbacks.checkpoint import FTSCheckpoint
 from .core.checksums import Resting
 from .core.held import Held, NoRoomError
-from .core.view import plain_name
+from .core.slim import Fresh, fill_in, is_slim, names_of_keys
+from .core.view import ModelView, plain_name
 
 _NOT_HELD = "what it holds was written by another run, or in another way than Lightning's"
 
@@ -52,7 +53,7 @@ class BestState:
     def begin(self) -> None:
         """Note the values of what is frozen; to be called when training starts."""
         if self._restores and self._entry.adapter.why_from_disk() is None:
-            self._resting.begin(self._entry.session.parameters)
+            self._resting.begin(self._resting.of(self._entry.session.parameters))
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold the values of parameters that the best checkpoint has none of, in memory or on disk."""
@@ -100,7 +101,8 @@ class BestState:
             said = "there is not enough memory to hold it" if short else "it could not be copied"
             self._why_not = f"{said} ({error})"
             return
-        session.forget_frozen({plain_name(key) for key in checkpoint["state_dict"]})
+        if self._checkpoint is not None and self._checkpoint.save_frozen_weights:
+            session.forget_frozen({plain_name(key) for key in checkpoint["state_dict"]})
 
     def _load(self, path: str) -> None:
         entry = self._entry
@@ -139,3 +141,56 @@ class BestState:
             self._entry.report(level, message)
         if once is not None:
             self._told.add(once)
+
+
+class FrozenWeights:
+    """Leaves frozen weights out of checkpoints, if a callback asks for it, and fills them in when one is loaded.
+
+    Args:
+        trainer: The trainer.
+        entry: Has the session.
+    """
+
+    def __init__(self, trainer: Trainer, entry: Entry) -> None:
+        self._entry = entry
+        self._fresh = Fresh()
+        self._savings = [
+            each for each in callbacks_of(trainer) if isinstance(each, FTSCheckpoint) and not each.save_frozen_weights
+        ]
+        for saving in self._savings:
+            saving.leave_out_by(self._without_frozen)
+
+    def go_on_from(self, earlier: FrozenWeights) -> None:
+        """Take over from an earlier fit of the same model how that was when it was made."""
+        self._fresh = earlier._fresh
+
+    def begin(self) -> None:
+        """Note the model's values, once; to be called before anything is loaded or trained."""
+        if self._savings and not self._fresh.begun:
+            entry = self._entry
+            self._fresh.begin(entry.session.parameters if entry.begun else ModelView.of(entry.module).trained)
+
+    def end(self) -> None:
+        """Let the callbacks save by themselves."""
+        for saving in self._savings:
+            saving.leave_out_by(None)
+
+    def fill_in(self, checkpoint: dict[str, Any], path: object) -> None:
+        """Make a checkpoint whole that the run is resumed from."""
+        if not self._entry.begun:
+            filled(self._entry.module, checkpoint, path)
+
+    def _without_frozen(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        module, parameters = self._entry.module, self._entry.session.parameters
+        return self._fresh.without_frozen(checkpoint, parameters, names_of_keys(module, parameters))
+
+
+def filled(module: nn.Module, checkpoint: dict[str, Any], path: object) -> None:
+    """Make a checkpoint whole, if it leaves out frozen weights, with those of the module that is to load it.
+
+    Raises:
+        MisconfigurationException: The module has others.
+    """
+    if is_slim(checkpoint):
+        with as_misconfiguration():
+            fill_in(checkpoint, module.state_dict(), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,12 @@ from ._lightning import (
     MisconfigurationException,
     Trainer,
     TrainerFn,
+    around_loads,
     is_search_checkpoint,
     refuse_other_package,
     remembered,
 )
+from ._restoring import filled
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
@@ -226,12 +229,17 @@ class FinetuningScheduler(AttachableCallback):
             # What an adapter shards has to be sharded to be validated or tested, too.
             if trainer.strategy.restore_checkpoint_after_setup:
                 adapted(self, trainer, pl_module, self._adapted)
+            whole = around_loads(trainer.strategy, lambda: None, partial(filled, pl_module))
+            self._adapted.enter_context(whole)
             return
         earlier = self._earlier_fit(trainer, pl_module)
         continued = None if earlier is None else earlier.state_dict() or None
         log.setLevel(self.logging_level)
         self._files.enter_context(complete_checkpoints(trainer.strategy))
-        self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
+        self._fit = fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
+        if earlier is not None:
+            fit.frozen.go_on_from(earlier.frozen)
+        self._files.enter_context(around_loads(trainer.strategy, fit.frozen.begin, fit.frozen.fill_in))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""

@@ -15,7 +15,15 @@ from .callbacks import (
     refuse_other_package,
     validation_metrics,
 )
-from .hooks import after_configure_model, around_setup, is_search_checkpoint, loading_with, remember, remembered
+from .hooks import (
+    after_configure_model,
+    around_loads,
+    around_setup,
+    is_search_checkpoint,
+    loading_with,
+    remember,
+    remembered,
+)
 from .package import (
     AsyncCheckpointIO,
     Callback,
@@ -82,6 +90,7 @@ __all__ = [
     "TrainerFn",
     "WeightAveraging",
     "after_configure_model",
+    "around_loads",
     "around_setup",
     "at_end_of_epoch",
     "begins_epoch_again",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,12 +115,16 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
     def after_save(self, trainer: Trainer, filepath: str) -> None:
         """Called by every rank when a checkpoint has been written, before another is removed for it."""
 
+    def to_write(self, trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Tell, on every rank, what of a checkpoint is written; the given one stays."""
+        return checkpoint
+
     def on_written(self, trainer: Trainer, filepath: str, checkpoint: dict[str, Any]) -> None:
-        """Called by every rank after :meth:`after_save` with what has been written, whose tensors are the model's."""
+        """Called by every rank after :meth:`after_save` with the whole checkpoint, whose tensors are the model's."""
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.before_save(filepath)
-        with noted_saves(trainer.strategy) as written:
+        with noted_saves(trainer.strategy, partial(self.to_write, trainer)) as written:
             super()._save_checkpoint(trainer, filepath)
         self.after_save(trainer, filepath)
         if (checkpoint := written.get(str(filepath))) is not None:

@@ -19,7 +19,15 @@ log = logging.getLogger("finetuning_scheduler")
 
 
 class FTSCheckpoint(NotifyingModelCheckpoint):
-    """``ModelCheckpoint`` for a fine-tuning schedule; it takes the same arguments.
+    """``ModelCheckpoint`` for a fine-tuning schedule; it takes the same arguments, and one more.
+
+    Args:
+        arguments: Those of ``ModelCheckpoint``.
+        save_frozen_weights: Whether parameters that no phase has thawed yet are saved. Without them a file is smaller;
+            whoever loads it has to make the model as the one was that was trained, which is verified by a hash. They
+            are filled in when a trainer that has a ``FinetuningScheduler`` loads the file; elsewhere use
+            ``finetuning_scheduler.load_from_checkpoint``, or make the file whole with ``merge_checkpoint``.
+        options: Those of ``ModelCheckpoint``.
 
     Attributes:
         current_ckpt_depth: Phase in which the newest checkpoint was written.
@@ -36,6 +44,12 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     _told_of_unverified = False
     _mark: tuple[str, Mark | None] = ("", None)  # of the best checkpoint that has been written last
     _keep: Callable[[str, dict[str, Any]], None] | None = None
+    _slim: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    save_frozen_weights = True
+
+    def __init__(self, *arguments: Any, save_frozen_weights: bool = True, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.save_frozen_weights = save_frozen_weights
 
     def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, verifies: bool = True) -> None:
         """Attach the scheduler.
@@ -53,6 +67,10 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     def give_best_to(self, keep: Callable[[str, dict[str, Any]], None]) -> None:
         """Have a function called, on every rank, with each best checkpoint that has been written, and its path."""
         self._keep = keep
+
+    def leave_out_by(self, slim: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
+        """Have a function leave frozen weights out of what rank zero writes, if they are not to be saved."""
+        self._slim = slim
 
     def let_go(self) -> None:
         """Act as ``ModelCheckpoint`` again."""
@@ -89,6 +107,12 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
             self._files = {**self._files, filepath: SavedFile(phase=self.current_ckpt_depth, fingerprint=content)}
         if filepath == self.best_model_path:
             self._mark = (filepath, mark_of(filepath))
+
+    def to_write(self, trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Leave out frozen weights, if they are not to be saved."""
+        if self.save_frozen_weights or self._slim is None or not trainer.is_global_zero:
+            return checkpoint
+        return self._slim(checkpoint)
 
     def on_written(self, trainer: Trainer, filepath: str, checkpoint: dict[str, Any]) -> None:
         """Give the best checkpoint on."""

@@ -81,8 +81,8 @@ class Resting:
         self._begun: Checksums | None = None
 
     def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Note the values of what is frozen from now on, of all that a model has."""
-        self._begun = Checksums.of(self.of(parameters))
+        """Note the values of parameters that may rest from now on."""
+        self._begun = Checksums.of(parameters)
 
     def of(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """Choose those that are frozen and not known to move."""

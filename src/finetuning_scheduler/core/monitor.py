@@ -90,7 +90,7 @@ class Monitor(Listener):
     def begin_phase(self, session: Session) -> None:
         """Note the values of what is frozen; to be called when a phase has been entered."""
         if self.keeps_best:
-            self._resting.begin(session.parameters)
+            self._resting.begin(self._resting.of(session.parameters))
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Remember the values of parameters that the best state did not have to remember."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -63,16 +64,19 @@ def loading_linearly(module: nn.Module) -> Iterator[None]:
         yield
         return
 
-    def load_state_dict(state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        if assign:
-            return nn.Module.load_state_dict(module, state_dict, strict, assign)
-        return load_weights(module, state_dict, strict)
-
-    vars(module)["load_state_dict"] = load_state_dict
+    vars(module)["load_state_dict"] = MethodType(_load_state_dict, module)  # a copy of the module gets one of its own
     try:
         yield
     finally:
         vars(module).pop("load_state_dict", None)
+
+
+def _load_state_dict(
+    module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+) -> Any:
+    if assign:
+        return nn.Module.load_state_dict(module, state_dict, strict, assign)
+    return load_weights(module, state_dict, strict)
 
 
 def _by_child(weights: Mapping[str, Any], prefix: str) -> dict[str, OrderedDict[str, Any]]:

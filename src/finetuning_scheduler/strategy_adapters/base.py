@@ -20,6 +20,7 @@ from ..core.optim.states import state_by_name
 from ..core.optim.zero import forget_state
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
+from ..core.slim import fill_in, is_slim, names_of_keys
 from ..core.view import ModelView, plain_name
 from ..core.weights import ByName, loading_linearly
 from ..errors import Problem
@@ -113,7 +114,7 @@ class StrategyAdapter:
             state_key: Key of the scheduler's state, which holds the phase and the names of the saved groups.
         """
         checkpoint = load_plain(self.trainer, path, state_key)
-        self._complete(checkpoint, session, checkpoint["callbacks"][state_key]["phase"])
+        self._complete(checkpoint, path, session, checkpoint["callbacks"][state_key]["phase"])
         with loading_linearly(self.trainer.lightning_module):
             load_model_and_precision(self.trainer, checkpoint)
         self._load_optimizer_state(checkpoint, session, state_key)
@@ -169,14 +170,19 @@ class StrategyAdapter:
         forget_state(session.optimizer)
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
-    def _complete(self, checkpoint: dict[str, Any], session: Session, phase: int) -> None:
-        """Add to a checkpoint's weights what it leaves out of those that have been thawed."""
-        weights = dict(checkpoint["state_dict"])
+    def _complete(self, checkpoint: dict[str, Any], path: str, session: Session, phase: int) -> None:
+        """Add to a checkpoint's weights what it leaves out."""
+        module = self.trainer.lightning_module
+        weights = dict(checkpoint[WEIGHTS])
         missing = session.left_out({plain_name(key) for key in weights}, phase)
-        if missing:
-            keys = {plain_name(key): key for key in self.trainer.lightning_module.state_dict()}
+        if is_slim(checkpoint):
+            names = names_of_keys(module, session.parameters).items()
+            known = {key: missing[name] for key, name in names if name in missing}
+            fill_in(checkpoint, module.state_dict(), path, known)
+        elif missing:
+            keys = {plain_name(key): key for key in module.state_dict()}
             weights.update({keys.get(name, name): value for name, value in missing.items()})
-            checkpoint["state_dict"] = weights
+            checkpoint[WEIGHTS] = weights
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
         """Called after the first optimizer step of each phase with the trainable parameters.
