@@ -1,4 +1,4 @@
-"""Checkpoints without the frozen weights: smaller, and whole again wherever they are loaded, or an error says why not."""
+"""Checkpoints without the frozen weights: whole again wherever they are loaded, or an error says why not."""
 
 from __future__ import annotations
 
@@ -129,8 +129,8 @@ def test_frozen_weights_that_move_are_saved_in_a_resumed_run_too(tmp_path: Path)
     teacher = {"teacher.weight", "teacher.bias"}
     assert keys_of(file_of(tmp_path, 1)) == {*HEAD, *teacher}
     for epoch in (1, 3):
-        resumed = fitted(tmp_path / str(epoch), module=Teacher, ckpt_path=file_of(tmp_path, epoch))
-        assert teacher <= keys_of(file_of(tmp_path / str(epoch), 5))
+        resumed = fitted(tmp_path, module=Teacher, ckpt_path=file_of(tmp_path, epoch), filename=f"{epoch}-{{epoch}}")
+        assert teacher <= keys_of(tmp_path / "checkpoints" / f"{epoch}-epoch=5.ckpt")
         assert_continues(resumed.history, whole.history, (epoch + 1) * BATCHES_PER_EPOCH)
 
 
@@ -145,7 +145,7 @@ def test_a_run_that_goes_on_from_a_whole_file_saves_what_a_new_model_does_not_ha
     slim = fitted(tmp_path / "slim", ckpt_path=path)
     assert_same_run(slim.history, whole.history)
     assert keys_of(file_of(tmp_path / "slim", 3)) == {*HEAD, *THIRD, "network.first.weight"}
-    again = fitted(tmp_path / "again", ckpt_path=file_of(tmp_path / "slim", 3))
+    again = fitted(tmp_path / "slim", ckpt_path=file_of(tmp_path / "slim", 3))
     assert_continues(again.history, whole.history, 2 * BATCHES_PER_EPOCH)
 
 
@@ -196,6 +196,7 @@ class Notes(Callback):
     on_validation_start = on_test_start = on_predict_start = note
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # no FTSCheckpoint
 @pytest.mark.parametrize("function", ["validate", "test", "predict"])
 def test_a_trainer_with_the_callback_fills_in_what_is_left_out(function: str, tmp_path: Path) -> None:
     expected = expected_weights(tmp_path, 3)
@@ -221,7 +222,7 @@ def test_load_from_checkpoint_fills_in_what_is_left_out(tmp_path: Path) -> None:
 def test_lightnings_own_way_loads_it_if_it_is_not_strict(tmp_path: Path) -> None:
     expected = expected_weights(tmp_path, 3)
     fitted(tmp_path, module=Made)
-    with pytest.warns(UserWarning, match="network.first.weight"):
+    with pytest.warns(UserWarning, match="network.first.weight"), pytest.warns(UserWarning, match=NOTE):
         module = Made.load_from_checkpoint(file_of(tmp_path, 3), strict=False)
     assert alike(snapshot(module), expected)
 
@@ -244,7 +245,7 @@ def test_a_file_is_made_whole(source: str, tmp_path: Path) -> None:
     )
     assert alike(snapshot(Made.load_from_checkpoint(path)), expected)
     assert alike(torch.load(path, weights_only=True)["state_dict"], expected)
-    resumed = fitted(tmp_path / "resumed", slim=False, ckpt_path=Path(path))
+    resumed = fitted(tmp_path, slim=False, ckpt_path=Path(path))
     assert_continues(resumed.history, whole.history, 4 * BATCHES_PER_EPOCH)
 
 
