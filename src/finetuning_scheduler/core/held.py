@@ -17,9 +17,10 @@ from .foreign import stand_ins
 from .memory import free_memory
 from .view import plain_name
 
-WEIGHTS = "state_dict"
+WEIGHTS, OPTIMIZERS = "state_dict", "optimizer_states"
 _SPARED = 4  # of the free memory, one part in so many is what copies may take
-_TENSOR = "finetuning_scheduler.tensor"  # what stands for a tensor is a mapping of this key to its place or name
+# What stands for a tensor: one of these, and its number or its parameter's name.
+_TENSOR, _FROZEN = "\0tensor ", "\0frozen "
 
 
 class NoRoomError(MemoryError):
@@ -36,13 +37,15 @@ class Held:
     Attributes:
         phase: The phase in which it was written.
         weights: Tensors among the weights, by key; or the name of the frozen parameter whose values they are.
+        states: The optimizer's state, if it is one of tensors and numbers by position and name.
         tensors: The other ones.
         frozen: The names of the frozen parameters whose values are the model's own, here or in the rest.
-        rest: What ``torch.save`` has made of the content, with numbers or names in the place of tensors.
+        rest: What ``torch.save`` has made of the content, with words in the place of tensors.
     """
 
     phase: int
     weights: Mapping[str, Tensor | str]
+    states: Mapping[int, Mapping[str, Any]]
     tensors: Sequence[Tensor]
     frozen: frozenset[str]
     rest: bytes
@@ -63,34 +66,38 @@ class Held:
             place: name for name, parameter in resting.items() if (place := _place(parameter)) is not None
         }
         found: list[Tensor] = []
-        frozen: set[str] = set()
-        weights: dict[str, Tensor | str] = {}
 
-        def noted(tensor: Tensor) -> Any:
-            if (place := _place(tensor)) in names:
-                frozen.add(names[place])
-                return {_TENSOR: names[place]}
-            found.append(tensor)
-            return {_TENSOR: len(found) - 1}
+        def noted(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if (name := names.get(_place(leaf))) is not None:
+                return _FROZEN + name
+            found.append(leaf)
+            return f"{_TENSOR}{len(found) - 1}"
 
-        content = {key: mapped(value, noted) for key, value in checkpoint.items() if key != WEIGHTS}
         others = copy(checkpoint[WEIGHTS])  # it keeps its class and, as an attribute, its metadata
+        weights: dict[str, Tensor | str] = {}
         for key, value in checkpoint[WEIGHTS].items():
             if isinstance(value, Tensor):
                 weights[key] = names.get(_place(value)) or value
                 del others[key]
-        content[WEIGHTS] = others
-        mine = [value for value in weights.values() if isinstance(value, Tensor)]
-        _refuse_large([*found, *mine])
-        frozen.update(value for value in weights.values() if isinstance(value, str))
-        copied = _Copies()
+        states, optimizers = _states(checkpoint[OPTIMIZERS])
+        content = {**checkpoint, OPTIMIZERS: optimizers}
+        rest = {key: mapped(value, noted) for key, value in content.items() if key != WEIGHTS} | {WEIGHTS: others}
+        inside = [value for value in weights.values() if isinstance(value, Tensor)]
+        inside += [value for state in states.values() for value in state.values() if isinstance(value, Tensor)]
+        _refuse_large([*found, *inside])
         buffer = BytesIO()
-        torch.save(content, buffer)
+        torch.save(rest, buffer)
+        used = {value for value in weights.values() if isinstance(value, str)}
+        used.update(_frozen_in(rest))
+        copied = _Copies().of
         return cls(
             phase,
-            {key: value if isinstance(value, str) else copied.of(value) for key, value in weights.items()},
-            [copied.of(tensor) for tensor in found],
-            frozenset(frozen),
+            mapped(weights, copied),
+            mapped(states, copied),
+            [copied(tensor) for tensor in found],
+            frozenset(used),
             buffer.getvalue(),
         )
 
@@ -122,13 +129,18 @@ class Held:
             values_of: Gives the values of a frozen parameter.
         """
 
-        def tensor_of(found: dict[str, Any]) -> Any:
-            place = found[_TENSOR]
-            return values_of(place) if isinstance(place, str) else self.tensors[place].clone()
+        def filled(leaf: Any) -> Any:
+            if not isinstance(leaf, str):
+                return leaf
+            if leaf.startswith(_FROZEN):
+                return values_of(leaf.removeprefix(_FROZEN))
+            return self.tensors[int(leaf.removeprefix(_TENSOR))].clone() if leaf.startswith(_TENSOR) else leaf
 
         with stand_ins(BytesIO(self.rest)) as foreign:
-            content = torch.load(BytesIO(self.rest), weights_only=True)
-        return mapped(content, lambda value: value, tensor_of), foreign
+            content = mapped(torch.load(BytesIO(self.rest), weights_only=True), filled)
+        if self.states:
+            content[OPTIMIZERS][0]["state"] = mapped(self.states, _cloned)
+        return content, foreign
 
     def all_weights(self, content: Mapping[str, Any], values_of: Callable[[str], Tensor]) -> dict[str, Any]:
         """Give all weights in their order, for whoever may keep or change them."""
@@ -146,19 +158,45 @@ def on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-def mapped(value: Any, tensor: Callable[[Tensor], Any], stand_in: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """Copy nested containers with what functions make of tensors, and of what stands for one."""
-    if isinstance(value, Tensor):
-        return tensor(value)
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Copy nested mappings and sequences, with what a function makes of everything else that is in them."""
+    if type(value) in (dict, OrderedDict):
+        copied = copy(value)
+        for key, item in value.items():
+            copied[key] = mapped(item, change)
+        return copied
     if type(value) in (list, tuple):
-        return type(value)(mapped(item, tensor, stand_in) for item in value)
-    if type(value) not in (dict, OrderedDict):
-        return value
-    if stand_in is not None and len(value) == 1 and _TENSOR in value:
-        return stand_in(value)
-    copied = copy(value)
-    copied.update({key: mapped(item, tensor, stand_in) for key, item in value.items()})
-    return copied
+        return type(value)([mapped(item, change) for item in value])
+    return change(value)
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _states(optimizers: Sequence[Any]) -> tuple[Mapping[int, Mapping[str, Any]], Sequence[Any]]:
+    """Take the state out of an optimizer's state dictionary, unless it has other things in it than most have."""
+    kinds = (Tensor, int, float, bool, str, type(None))
+    first = optimizers[0] if optimizers else None
+    states = first.get("state") if type(first) is dict else None
+    plain = type(states) is dict and all(
+        type(state) is dict and all(isinstance(value, kinds) for value in state.values()) for state in states.values()
+    )
+    if first is None or states is None or not plain:
+        return {}, optimizers
+    return states, [{**first, "state": {}}, *optimizers[1:]]
+
+
+def _frozen_in(value: Any) -> set[str]:
+    found: set[str] = set()
+
+    def noted(leaf: Any) -> Any:
+        if isinstance(leaf, str) and leaf.startswith(_FROZEN):
+            found.add(leaf.removeprefix(_FROZEN))
+        return leaf
+
+    mapped(value, noted)
+    return found
 
 
 class _Copies:
@@ -167,7 +205,9 @@ class _Copies:
     def __init__(self) -> None:
         self._made: dict[Any, Tensor] = {}
 
-    def of(self, tensor: Tensor) -> Tensor:
+    def of(self, tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
         if (place := _place(tensor)) is None:
             return on_host(tensor)
         if place not in self._made:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from itertools import repeat
 from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from ..held import Held
+from ..held import Held, mapped
 
 
 def check_replicas(parameters: Iterable[nn.Parameter], device: torch.device, expected: str) -> None:
@@ -49,28 +51,36 @@ def held_from_rank_zero(held: Held | None, device: torch.device, broadcast: Call
         device: One that the ranks' process group can send from.
         broadcast: Gives every rank an object without tensors that rank zero has.
     """
-    forms: tuple[Any, ...] | None = None
-    if held is not None:
-        weights = {key: value if isinstance(value, str) else _form(value) for key, value in held.weights.items()}
-        forms = (held.phase, weights, [_form(tensor) for tensor in held.tensors], held.frozen, held.rest)
-    phase, weights, others, frozen, rest = broadcast(forms)
-    sent = {
-        key: form if isinstance(form, str) else _sent(form, None if held is None else held.weights[key], device)
-        for key, form in weights.items()
-    }
-    tensors = [_sent(form, None if held is None else held.tensors[index], device) for index, form in enumerate(others)]
-    return Held(phase, sent, tensors, frozen, rest)
+    mine: list[Tensor] = []
+
+    def noted(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        mine.append(leaf)
+        return _Form(leaf.shape, leaf.dtype)
+
+    def received(leaf: Any) -> Any:
+        return _sent(leaf, next(tensors), device) if isinstance(leaf, _Form) else leaf
+
+    content = None if held is None else [vars(held)[each.name] for each in fields(Held)]
+    forms = broadcast(mapped(content, noted))
+    tensors = iter(mine) if mine else repeat(None)
+    return Held(*mapped(forms, received))
 
 
-def _form(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
-    return tensor.shape, tensor.dtype
+@dataclass(frozen=True)
+class _Form:
+    """Stands for a tensor that is sent by itself."""
+
+    shape: torch.Size
+    dtype: torch.dtype
 
 
-def _sent(form: tuple[torch.Size, torch.dtype], mine: Any, device: torch.device) -> Tensor:
-    tensor: Tensor = torch.empty(form[0], dtype=form[1]) if mine is None else mine
+def _sent(form: _Form, mine: Tensor | None, device: torch.device) -> Tensor:
+    tensor = torch.empty(form.shape, dtype=form.dtype) if mine is None else mine
     if tensor.numel():
         data = tensor.reshape(-1).view(torch.uint8).to(device)
         torch.distributed.broadcast(data, src=0)
         if mine is None:
-            tensor = data.cpu().view(form[1]).reshape(form[0])
+            tensor = data.cpu().view(form.dtype).reshape(form.shape)
     return tensor
