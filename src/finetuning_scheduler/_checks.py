@@ -73,7 +73,7 @@ def configuration_problems(
     """
     problems = [problem for name in _FLAGS for problem in flag_problems(name, getattr(configuration, name))]
     problems += _callback_problems(trainer, restore_best=configuration.restore_best)
-    problems += _slim_problems(trainer)
+    problems += slim_problems(trainer)
     for name in ("reinit_optim_cfg", "reinit_lr_cfg"):
         if not implicit and getattr(configuration, name) is not None:
             fix = "Use `new_optimizer` and `new_lr_scheduler` in the schedule's phases."
@@ -150,7 +150,8 @@ def _callback_problems(trainer: Trainer, *, restore_best: bool) -> Iterator[Prob
             yield Problem(message, fix="Use FinetuningScheduler(restore_best=False), or prune after the session.")
 
 
-def _slim_problems(trainer: Trainer) -> Iterator[Problem]:
+def slim_problems(trainer: Trainer) -> Iterator[Problem]:
+    """Find checkpoints that would leave out frozen weights under a strategy that cannot fill them in."""
     strategy = trainer.strategy
     if not (strategy.restore_checkpoint_after_setup or loads_in_its_own_way(strategy)):
         return

@@ -6,16 +6,22 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _IncompatibleKeys
 
 _TORCH = "torch.nn.modules."  # the layers of PyTorch itself add to no file that it reads what this file lacks
 
 
-def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+class Keys(NamedTuple):
+    """What a module and a state dictionary do not have in common."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True) -> Keys:
     """Load a state dictionary as ``Module.load_state_dict`` does, with all hooks and methods that a module may have.
 
     PyTorch's own method looks through all keys once for each module that lies side by side with others, which is
@@ -40,7 +46,7 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool 
             if child is not None:
                 load(child, by_child.get(name, OrderedDict()), f"{prefix}{name}.")
         for hook in part._load_state_dict_post_hooks.values():
-            hook(part, _IncompatibleKeys(missing, unexpected))
+            hook(part, Keys(missing, unexpected))
 
     weights = OrderedDict(state_dict)
     if metadata is not None:
@@ -54,7 +60,7 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Any], strict: bool 
     if errors:
         said = "\n\t".join(errors)
         raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{said}")
-    return _IncompatibleKeys(missing, unexpected)
+    return Keys(missing, unexpected)
 
 
 @contextmanager
@@ -135,11 +141,8 @@ class ByName:
             target.copy_(self._values[key])
 
     def _own_tensor(self, path: str, name: str) -> Tensor | None:
-        module = self._modules[path]
-        tensor = module._parameters.get(name)
-        if tensor is None and name not in module._non_persistent_buffers_set:
-            return module._buffers.get(name)
-        return tensor
+        tensor = getattr(self._modules[path], name, None)
+        return tensor if isinstance(tensor, Tensor) else None
 
     def _loads_as_usual(self, path: str) -> bool:
         if path not in self._usual:
