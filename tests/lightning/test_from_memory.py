@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.plugins import Precision
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -18,6 +18,7 @@ from torch.optim import SGD, Adafactor, Adagrad, AdamW, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from finetuning_scheduler import FinetuningScheduler
+from finetuning_scheduler.core import held
 from finetuning_scheduler.strategy_adapters import StrategyAdapter
 from tests.reference.networks import HEAD, SECOND, THIRD, Tied, batch_normalised, normalised
 from tests.reference.recipe import PhaseSpec, Recipe, adamw
@@ -515,3 +516,85 @@ def test_a_program_goes_on_as_from_disk(
     assert len(actual) == len(expected) == program.recipe.epochs
     for epoch, (mine, theirs) in enumerate(zip(actual, expected, strict=True)):
         assert _differences(mine, theirs) == [], f"in epoch {epoch}"
+
+
+# --- when it is read from disk ----------------------------------------------------------------------------------------
+
+
+def reasons(messages: Callable[[], list[str]]) -> list[str]:
+    return [message.partition("is read from disk: ")[2] for message in messages() if "is read from disk" in message]
+
+
+def test_a_resumed_run_reads_until_there_is_a_better_checkpoint(
+    messages: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Session(replace(RECIPE, epochs=3), tmp_path, checkpoint={"save_last": True}).fit()
+    with counted_loads(monkeypatch) as loads:
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        Session(RECIPE, tmp_path, checkpoint={"save_last": True}).fit(ckpt_path=last)
+    assert loads.count == 1  # the one at epoch 4; the best of epoch 5 is in memory
+    (reason,) = reasons(messages)
+    assert "another run" in reason
+
+
+def test_without_enough_memory_it_is_read(
+    messages: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(held, "free_memory", lambda: 1000)
+    with counted_loads(monkeypatch) as loads:
+        Session(RECIPE, tmp_path).fit()
+    assert loads.count == TRANSITIONS
+    assert all("not enough memory" in reason for reason in reasons(messages))
+
+
+def test_what_cannot_be_copied_is_read(
+    messages: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise TypeError("no copies of this")
+
+    monkeypatch.setattr(held.Held, "of", fails)
+    Session(RECIPE, tmp_path).fit()
+    assert all("no copies of this" in reason for reason in reasons(messages))
+
+
+class SavesItself(ModelCheckpoint):
+    """Writes its files otherwise than by the trainer."""
+
+    def _save_checkpoint(self, trainer: Any, filepath: str) -> None:
+        trainer.strategy.checkpoint_io.save_checkpoint(
+            trainer._checkpoint_connector.dump_checkpoint(weights_only=False), filepath
+        )
+
+
+class RestoresItself(StrategyAdapter):
+    def restore(self, *arguments: Any) -> None:
+        super().restore(*arguments)
+
+
+def test_a_checkpoint_callback_that_saves_in_its_own_way_is_read(
+    messages: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    session = Session(RECIPE, tmp_path)
+    callbacks: list[Callback] = session.trainer.callbacks  # type: ignore[attr-defined]
+    place = next(index for index, each in enumerate(callbacks) if isinstance(each, ModelCheckpoint))
+    callbacks[place] = SavesItself(tmp_path / "checkpoints", monitor="val_loss")
+    with counted_loads(monkeypatch) as loads:
+        session.fit()
+    assert loads.count == TRANSITIONS
+    assert len(reasons(messages)) == 1
+
+
+def test_an_adapter_that_restores_in_its_own_way_is_asked(messages: Callable[[], list[str]], tmp_path: Path) -> None:
+    adapters = {"custom_strategy_adapters": {"single_device": f"{__name__}:RestoresItself"}}
+    Session(RECIPE, tmp_path, scheduler_options=adapters).fit()
+    (reason,) = reasons(messages)
+    assert "RestoresItself restores in its own way" in reason
+
+
+def test_nothing_is_held_where_nothing_is_restored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(*_: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(held.Held, "of", fails)
+    Session(replace(RECIPE, restore_best=False), tmp_path).fit()

@@ -70,16 +70,15 @@ def loading_linearly(module: nn.Module) -> Iterator[None]:
         yield
         return
 
-    vars(module)["load_state_dict"] = MethodType(_load_state_dict, module)  # a copy of the module gets one of its own
+    vars(module)["load_state_dict"] = MethodType(load_state_dict, module)  # a copy of the module gets one of its own
     try:
         yield
     finally:
         vars(module).pop("load_state_dict", None)
 
 
-def _load_state_dict(
-    module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-) -> Any:
+def load_state_dict(module: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    """Stand for the method of this name."""
     if assign:
         return nn.Module.load_state_dict(module, state_dict, strict, assign)
     return load_weights(module, state_dict, strict)
