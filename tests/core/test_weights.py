@@ -162,7 +162,7 @@ def test_a_module_loads_linearly_for_a_while_and_its_copies_load_into_themselves
         copied = copy.deepcopy(model)
         copied.load_state_dict({"weight": torch.zeros(1, 1), "bias": torch.zeros(1)})
         pickle.loads(pickle.dumps(model))
-    assert (float(model.weight), float(copied.weight)) == (1.0, 0.0)
+    assert (model.weight.item(), copied.weight.item()) == (1.0, 0.0)
     assert "load_state_dict" not in vars(model)
 
 
