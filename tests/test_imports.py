@@ -4,11 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import typing
 
 import pytest
 
 import finetuning_scheduler
-from finetuning_scheduler import core, fts, fts_supporters, strategy_adapters
+from finetuning_scheduler import core, fts, fts_supporters, strategy_adapters, types
 
 pytestmark = pytest.mark.quick
 
@@ -40,6 +41,7 @@ def run(code: str) -> str:
 KEPT_OUT: dict[str, set[str]] = {
     "finetuning_scheduler": {*LIGHTNING, "pydantic", "ruamel", "ruamel.yaml", "rich", "typer", "torch"},
     "finetuning_scheduler.errors": {*LIGHTNING},
+    "finetuning_scheduler.types": {*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics"},
     "finetuning_scheduler.core": {*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics"},
 }
 LIST_LOADED = f"""
@@ -81,6 +83,18 @@ def test_public_names_have_one_home_each() -> None:
         *finetuning_scheduler.__all__
     }
     assert strategy_adapters.StrategyAdapter.__name__ == "StrategyAdapter"
+
+
+def test_types_are_those_of_the_signatures() -> None:
+    hints = typing.get_type_hints(finetuning_scheduler.FinetuningScheduler.__init__)
+    of_a_loop = typing.get_type_hints(core.PhaseRunner.__init__)
+    assert hints["ft_schedule"] == of_a_loop["schedule"] == types.ScheduleSource | None
+    assert hints["frozen_modules_mode"] == of_a_loop["frozen_modules_mode"] == types.FrozenModulesMode
+    assert of_a_loop["mode"] == types.Mode
+    assert of_a_loop["report"] == types.Report | None
+    generation = typing.get_type_hints(fts_supporters.ScheduleImplMixin.gen_ft_schedule)
+    assert generation["heuristic"] == types.Heuristic
+    assert {*types.__all__} == {"FrozenModulesMode", "Heuristic", "Mode", "Report", "ScheduleSource"}
 
 
 def test_every_name_of_core_resolves() -> None:

@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
+import finetuning_scheduler
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -50,6 +52,36 @@ def test_version_is_refused(name: str, version: str, why: str) -> None:
 )
 def test_version_is_allowed(name: str, version: str) -> None:
     assert [str(each) for each in requirements(name) if each.specifier.contains(version)]
+
+
+def test_a_requirement_for_the_2x_package_of_this_name_is_met() -> None:
+    assert Requirement("finetuning-scheduler>=2").specifier.contains(finetuning_scheduler.__version__)
+
+
+def test_extras_that_programs_ask_for_exist() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert {"all", "extra", "ipynb", "examples", "cli"} <= extras.keys()
+    own = [Requirement(text) for texts in extras.values() for text in texts if text.startswith("finetuning-scheduler")]
+    assert own
+    assert [str(each) for each in own if not each.extras <= extras.keys()] == []
+    for_users = extras.keys() - {"all", "dev", "docs"}
+    assert included("all") == for_users
+
+
+def included(extra: str) -> set[str]:
+    """The extras that one brings along, also by way of others."""
+    asked = [Requirement(text) for text in PROJECT["optional-dependencies"][extra]]
+    direct = {name for each in asked if each.name == PROJECT["name"] for name in each.extras}
+    return direct.union(*(included(name) for name in direct))
+
+
+def test_everything_that_users_can_ask_for_is_pinned() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(Requirement(line).name) for line in lines if line[0] != "#"}
+    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    everything = [text for texts in lists for text in texts]
+    names = {canonicalize_name(Requirement(text).name) for text in everything} - {PROJECT["name"]}
+    assert names - pinned == set()
 
 
 def test_every_pinned_version_is_allowed() -> None:

@@ -201,7 +201,18 @@ def model_parallel_strategy(pl: ModuleType) -> object:
     return pl.strategies.ModelParallelStrategy()
 
 
+def exceptions(pl: ModuleType) -> object:
+    return importlib.import_module(f"{pl.__name__}.utilities.exceptions")
+
+
+def launchers(pl: ModuleType) -> object:
+    return importlib.import_module(f"{pl.__name__}.strategies.launchers")
+
+
 LIGHTNING = [
+    Row(exceptions, "_TunerExitException", "ends a fit as one that has done its work"),
+    Row(launchers, "_MultiProcessingLauncher", "whether another process waits for what a fit returns"),
+    Row(trainer, "_teardown", "the last that is called when such a fit ends"),
     Row(trainer, "_checkpoint_connector", "restores weights, precision and data at a transition"),
     Row(trainer, "_accelerator_connector", "how the user has named the strategy"),
     Row(checkpoint_connector, "_loaded_checkpoint", "what is restored"),
@@ -220,7 +231,7 @@ LIGHTNING = [
     Row(model_checkpoint, "_every_n_train_steps", "part of a configuration"),
     Row(model_checkpoint, "_train_time_interval", "part of a configuration"),
     Row(model_checkpoint, "_last_checkpoint_saved", "forgotten when a fit starts clean"),
-    Row(model_checkpoint, "_last_global_step_saved", "forgotten when a fit starts clean"),
+    Row(model_checkpoint, "_last_global_step_saved", "a step is not saved twice by a resume"),
     Row(model_checkpoint, "_last_time_checked", "forgotten when a fit starts clean"),
     Row(validation_loop, "_results", "which metrics validation has logged"),
     Row(ddp_strategy, "_ddp_kwargs", "the module is wrapped anew without sending its weights"),

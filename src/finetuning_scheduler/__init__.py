@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .fts import FinetuningScheduler
     from .fts_supporters import ScheduleImplMixin
 
-__version__ = "0.1.0"
+__version__ = "3.0.0"
 
 _HOME = {
     "FTSCheckpoint": "callbacks.checkpoint",

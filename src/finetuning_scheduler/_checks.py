@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -21,10 +22,12 @@ from .callbacks.wiring import Wiring
 from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from .core.plan import Plan
 from .core.schedule.schedule import Schedule
+from .core.schedule.values import plain
 from .core.settings import Settings, flag_problems
 from .core.thaw import FrozenModulesMode
 from .errors import Problem
-from .strategy_adapters import has_custom_adapter, untested_strategy
+from .strategy_adapters import StrategyAdapter, has_custom_adapter, untested_strategy
+from .strategy_adapters.registry import unused_adapters
 
 
 class Configuration(Protocol):
@@ -37,13 +40,14 @@ class Configuration(Protocol):
     reinit_optim_cfg: dict[str, Any] | None
     reinit_lr_cfg: dict[str, Any] | None
     strategy_adapter_cfg: dict[str, Any] | None
-    custom_strategy_adapters: dict[str, str] | None
+    custom_strategy_adapters: dict[str, str | type[StrategyAdapter]] | None
     allow_untested: bool
     apply_lambdas_new_pgs: bool
     enforce_phase0_params: bool
     frozen_bn_track_running_stats: bool
     frozen_modules_mode: FrozenModulesMode
     intra_epoch_transitions: bool
+    logging_level: int
 
 
 def settings_of(configuration: Configuration, max_depth: int, module: LightningModule) -> Settings:
@@ -72,6 +76,9 @@ def configuration_problems(
         implicit: Whether the schedule is generated.
     """
     problems = [problem for name in _FLAGS for problem in flag_problems(name, getattr(configuration, name))]
+    if level_of(configuration.logging_level) is None:
+        message = f"expected `logging_level` to be a level of logging, got {configuration.logging_level!r}"
+        problems.append(Problem(message, fix="Use a number such as logging.INFO, or a name such as 'INFO'."))
     problems += _callback_problems(trainer, restore_best=configuration.restore_best)
     problems += slim_problems(trainer)
     for name in ("reinit_optim_cfg", "reinit_lr_cfg"):
@@ -80,6 +87,7 @@ def configuration_problems(
             problems.append(Problem(f"expected `{name}` without `ft_schedule` only, got both", fix=fix))
     if configuration.restore_best and wiring.checkpoint is not None:
         problems += _checkpoint_problems(wiring.checkpoint)
+    problems += unused_adapters(trainer, configuration.custom_strategy_adapters)
     problems += _optimizer_problems(trainer)
     return problems if configuration.allow_untested else [*problems, *_untested(configuration, trainer)]
 
@@ -130,6 +138,13 @@ def endless_phases(configuration: Configuration, trainer: Trainer, wiring: Wirin
     if configuration.intra_epoch_transitions and patience_counts:
         return []
     return [index for index, phase in enumerate(plan.phases[:-1]) if phase.limits.max_transition_step < 0]
+
+
+def level_of(given: object) -> int | None:
+    """Return a logging level by its number or name, the usual one for ``None``; ``None`` if there is no such level."""
+    level = logging.INFO if given is None else plain(given)
+    level = logging.getLevelName(level.upper()) if isinstance(level, str) else level
+    return level if isinstance(level, int) and not isinstance(level, bool) else None
 
 
 _FLAGS = ("gen_ft_sched_only", "epoch_transitions_only", "allow_untested", "intra_epoch_transitions")

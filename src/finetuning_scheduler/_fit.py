@@ -142,6 +142,8 @@ class Fit(Listener):
             self.report(logging.WARNING, f"{message} {_INSIDE_AN_EPOCH}")
         self._steps_seen = trainer.global_step
         early_stopping = self.wiring.early_stopping
+        if early_stopping is not None and self.session.phases_remaining:
+            early_stopping.end_phase_instead()
         over = self.session.phases_remaining == 0 and self._limit_reached(trainer.current_epoch) is not None
         stopped = early_stopping is not None and early_stopping.has_stopped_session
         if over or (stopped and self.entry.resumed_from is not None):
@@ -179,8 +181,11 @@ class Fit(Listener):
         """Note that what is asked next is asked between epochs."""
         if self._owes_plateau_step:
             with signals_wait():
-                step_plateau_schedulers(self.trainer)
+                unknown = step_plateau_schedulers(self.trainer)
                 self._owes_plateau_step = False
+            for monitor in unknown:
+                message = f"{monitor!r} of the epoch before the resume is not known: ReduceLROnPlateau misses a step."
+                self.report(logging.WARNING, message)
         self._between_epochs = self._epoch_begun = True
 
     def start_batch(self, batch_idx: int) -> bool:

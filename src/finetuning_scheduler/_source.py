@@ -11,23 +11,29 @@ from torch import nn
 from ._lightning import MisconfigurationException
 from .core.prepare import read_for
 from .core.ranks import Ranks
-from .core.schedule.files import save_renumbered, save_schedule
-from .core.schedule.generate import implicit
+from .core.schedule.files import ScheduleImplMixin, save_renumbered, save_schedule
+from .core.schedule.generate import implicit, reinitialised
 from .core.schedule.resolve import Resolution
 from .core.schedule.schedule import Schedule, ScheduleSource
 from .core.view import ModelView
-from .errors import Problem
+from .errors import Problem, ScheduleError
+from .strategy_adapters.base import StrategyAdapter, overrides
 
 
-class Reinitialisation(Protocol):
-    """What every transition of a generated schedule installs."""
+class Implicit(Protocol):
+    """How a schedule is generated, and what each of its transitions installs."""
 
     reinit_optim_cfg: dict[str, Any] | None
     reinit_lr_cfg: dict[str, Any] | None
 
+    @staticmethod
+    def gen_ft_schedule(module: nn.Module, dump_loc: str | PathLike[str]) -> str | PathLike[str]:
+        """Write the default schedule of a module and return its path."""
+        ...
+
 
 def read_source(
-    source: ScheduleSource | None, reinitialisation: Reinitialisation, view: ModelView, directory: str
+    source: ScheduleSource | None, reinitialisation: Implicit, view: ModelView, directory: str
 ) -> Resolution:
     """Read a schedule; a copy without gaps is written of one whose numbers have gaps.
 
@@ -44,6 +50,45 @@ def read_source(
 
     found = read_for(view, source, generated)
     return found.with_notes(lambda phases: _renumbered_note(phases, view.plain, directory))
+
+
+def generated_by(adapter: StrategyAdapter, owner: Implicit, directory: str) -> str | PathLike[str] | None:
+    """Let the adapter, or the callback, write a schedule if one of them overrides how; to be called by rank zero.
+
+    Args:
+        adapter: The strategy's adapter.
+        owner: The callback.
+        directory: Where the schedule goes.
+
+    Returns:
+        The path of the schedule; ``None`` if there is no override.
+
+    Raises:
+        ScheduleError: The override has returned something else than a path.
+    """
+    path: Any  # whatever an override returns
+    if overrides(adapter, StrategyAdapter, "gen_ft_schedule"):
+        path = adapter.gen_ft_schedule(directory)
+    elif getattr(owner.gen_ft_schedule, "__func__", owner.gen_ft_schedule) is not ScheduleImplMixin.gen_ft_schedule:
+        path = owner.gen_ft_schedule(adapter.trainer.lightning_module, directory)
+    else:
+        return None
+    if not isinstance(path, (str, PathLike)):
+        message = f"expected `gen_ft_schedule` to return the path of the schedule that it has written, got {path!r}"
+        raise ScheduleError(Problem(message, fix="Return the path."))
+    return path
+
+
+def with_reinitialisation(path: str | PathLike[str], owner: Implicit) -> ScheduleSource:
+    """Return the schedule that an override has written, with what each of its transitions installs.
+
+    Raises:
+        ScheduleError: Something is to be installed, and the file is no schedule.
+    """
+    optimizer, lr_scheduler = owner.reinit_optim_cfg, owner.reinit_lr_cfg
+    if optimizer is None and lr_scheduler is None:
+        return path
+    return reinitialised(Schedule.parse(path).to_dict(), optimizer, lr_scheduler)
 
 
 def save(

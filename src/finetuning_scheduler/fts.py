@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ._checks import level_of
 from ._entry import NOT_BEGUN
 from ._fit import Fit
 from ._lightning import (
@@ -19,18 +19,23 @@ from ._lightning import (
     Trainer,
     TrainerFn,
     around_loads,
+    has_left,
     is_search_checkpoint,
+    needs_no_optimizers,
     refuse_other_package,
     remembered,
 )
 from ._restoring import filled
+from ._resuming import refuse_damaged
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
-from .core.schedule.schedule import Schedule
-from .core.transitions import Reason
+from .core.schedule.files import ScheduleImplMixin
+from .core.schedule.schedule import ScheduleSource
+from .core.thaw import FrozenModulesMode
+from .core.translation import translate
 from .errors import in_file
 from .strategy_adapters import StrategyAdapter
 
@@ -55,23 +60,24 @@ class _Argument:
             instance._fit.entry.forget(self._name)
 
 
-class FinetuningScheduler(AttachableCallback):
+class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     """Fine-tune a pre-trained model in phases that thaw it step by step.
 
     The arguments that are not listed are those that a loop without Lightning takes too: see :class:`.Settings`. While a
     fit is running, and after it until the next one begins, ``ft_schedule``, ``max_depth`` and ``log_dir`` tell what the
-    fit has made of them.
+    fit has made of them. Its hooks are called before those of the other callbacks during a fit, wherever it is listed.
 
     Args:
         ft_schedule: Path of a YAML schedule, a mapping, or a :class:`.Schedule`; ``None`` generates a schedule of two
             parameter tensors a phase, from the model's last to its first.
-        gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``.
+        gen_ft_sched_only: Write the default schedule to ``log_dir``, then exit with ``SystemExit(0)``; no optimizer is
+            made, and no data loader asked for.
         epoch_transitions_only: Ignore running out of patience; every phase needs an epoch or step limit.
         reinit_optim_cfg: Optimizer to install at every transition of a generated schedule.
         reinit_lr_cfg: LR scheduler to install at every transition of a generated schedule.
         strategy_adapter_cfg: Keyword arguments for the strategy adapter.
-        custom_strategy_adapters: Adapters by strategy flag: an entry-point name, ``"pkg.mod:Class"`` or
-            ``"pkg.mod.Class"``.
+        custom_strategy_adapters: Adapters by strategy flag: an entry-point name, ``"pkg.mod:Class"``,
+            ``"pkg.mod.Class"`` or the class itself. One has to be for the strategy in use.
         allow_untested: Permit strategies and LR schedulers outside the supported lists, with a warning.
         logging_level: Level of this package's logger, ``finetuning_scheduler``.
         intra_epoch_transitions: With several validations an epoch, let running out of patience end a phase inside the
@@ -88,8 +94,7 @@ class FinetuningScheduler(AttachableCallback):
 
     def __init__(
         self,
-        # `Path` tells LightningCLI to leave a path alone: it would read the file itself, and lines could not be named.
-        ft_schedule: Schedule | dict[Any, Any] | str | Path | PathLike[str] | None = None,
+        ft_schedule: ScheduleSource | None = None,
         max_depth: int = -1,
         base_max_lr: float | None = 1e-5,
         restore_best: bool = True,
@@ -98,14 +103,14 @@ class FinetuningScheduler(AttachableCallback):
         reinit_optim_cfg: dict[str, Any] | None = None,
         reinit_lr_cfg: dict[str, Any] | None = None,
         strategy_adapter_cfg: dict[str, Any] | None = None,
-        custom_strategy_adapters: dict[str, str] | None = None,
+        custom_strategy_adapters: dict[str, str | type[StrategyAdapter]] | None = None,
         allow_untested: bool = False,
         apply_lambdas_new_pgs: bool = False,
         logging_level: int = logging.INFO,
         enforce_phase0_params: bool = True,
         frozen_bn_track_running_stats: bool = True,
         log_dir: str | PathLike[str] | None = None,
-        frozen_modules_mode: Literal["train", "eval"] = "train",
+        frozen_modules_mode: FrozenModulesMode = "train",
         intra_epoch_transitions: bool = False,
     ) -> None:
         super().__init__()
@@ -126,11 +131,11 @@ class FinetuningScheduler(AttachableCallback):
         self.logging_level = logging_level
         self.enforce_phase0_params = enforce_phase0_params
         self.frozen_bn_track_running_stats = frozen_bn_track_running_stats
-        self.frozen_modules_mode: Literal["train", "eval"] = frozen_modules_mode
+        self.frozen_modules_mode: FrozenModulesMode = frozen_modules_mode
         self.intra_epoch_transitions = intra_epoch_transitions
         self.log_dir = log_dir
         self._wiring = Wiring()
-        self._adapted = ExitStack()  # what is lent to a strategy for a validation, test or prediction
+        self._adapted = ExitStack()  # what is lent before a fit, or for a validation, test or prediction
         self._files = ExitStack()  # how the strategy writes checkpoints
 
     @property
@@ -175,22 +180,26 @@ class FinetuningScheduler(AttachableCallback):
         fit = self._fitting()
         if fit.session.phases_remaining == 0:
             raise MisconfigurationException(f"Phase {self.curr_depth} is the last one: there is no phase to go on to.")
-        reason = fit.take_reason()
-        with fit.transition(reason.value):
+        with fit.transition(fit.reason.value):
             if self.restore_best:
                 self.restore_best_ckpt()
-            fit.enter(fit.session.phase + 1, reason)
+            self.thaw_to_depth(fit.session.phase + 1)
 
-    def thaw_to_depth(self, depth: int) -> None:
-        """Enter a later phase at once, without restoring a checkpoint.
+    def thaw_to_depth(self, depth: int | None = None) -> None:
+        """Enter a later phase at once, without restoring a checkpoint; :meth:`step` enters the next one with it.
+
+        Args:
+            depth: The phase; ``None`` for the present one, of which what was frozen by hand is thawed again.
 
         Raises:
             MisconfigurationException: ``depth`` lies behind the present phase or beyond ``max_depth``.
         """
         fit = self._fitting()
-        if depth != fit.session.phase:
-            with as_misconfiguration():
-                fit.enter(depth, Reason.REQUEST)
+        if depth is None or depth == fit.session.phase:
+            fit.session.thaw()
+            return
+        with as_misconfiguration():
+            fit.enter(depth, fit.take_reason())
 
     def restore_best_ckpt(self) -> None:
         """Load the weights, optimizer state and precision state of the best checkpoint so far.
@@ -210,13 +219,17 @@ class FinetuningScheduler(AttachableCallback):
         refuse_other_package(trainer)
         self._wiring.undo(trainer)
         self._files.close()
-        if trainer.state.fn != TrainerFn.FITTING or self.gen_ft_sched_only:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.gen_ft_sched_only:
+            self._adapted.enter_context(needs_no_optimizers(trainer.lightning_module))
             return
         self._wiring = wire(trainer, early_stopping=not self.epoch_transitions_only, checkpoint=self.restore_best)
         continues = self._earlier_fit(trainer, trainer.lightning_module) is not None
         ends_phases = not self.epoch_transitions_only
         restores = self.restore_best
         self._wiring.begin(self, trainer, ends_phases=ends_phases, restores_best=restores, forget=not continues)
+        self._wiring.put_first(self, trainer)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start a fit from the beginning, unless the same trainer goes on with the same module.
@@ -228,18 +241,26 @@ class FinetuningScheduler(AttachableCallback):
         if stage != "fit":
             # What an adapter shards has to be sharded to be validated or tested, too.
             if trainer.strategy.restore_checkpoint_after_setup:
-                adapted(self, trainer, pl_module, self._adapted)
+                adapter = adapted(self, trainer, pl_module, self._adapted)
+                with as_misconfiguration():
+                    adapter.connect(self)
             whole = around_loads(trainer.strategy, lambda: None, partial(filled, pl_module))
             self._adapted.enter_context(whole)
             return
+        self._adapted.close()
         earlier = self._earlier_fit(trainer, pl_module)
         continued = None if earlier is None else earlier.state_dict() or None
-        log.setLevel(self.logging_level)
+        if (level := level_of(self.logging_level)) is not None:  # else it is among the problems
+            log.setLevel(level)
         self._files.enter_context(complete_checkpoints(trainer.strategy))
         self._fit = fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
         if earlier is not None:
             fit.frozen.go_on_from(earlier.frozen)
         self._files.enter_context(around_loads(trainer.strategy, fit.frozen.begin, fit.frozen.fill_in))
+        with as_misconfiguration():
+            fit.adapter.connect(self)
+            fit.adapter.on_before_init_fts()
+        fit.entry.given.update(self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""
@@ -284,6 +305,8 @@ class FinetuningScheduler(AttachableCallback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave modules, logger and Lightning as after a fit that ends by itself."""
+        if has_left(exception):
+            raise SystemExit(0)
         self._adapted.close()
         if self._fit is not None:
             self._fit.end(failed=True)
@@ -312,7 +335,8 @@ class FinetuningScheduler(AttachableCallback):
             if is_search_checkpoint(trainer.ckpt_path):
                 self._fit.take_back(checkpoint)
             with as_misconfiguration(), in_file(trainer.ckpt_path):
-                self._fit.entry.refuse_damaged(trainer.ckpt_path)
+                refuse_damaged(trainer.ckpt_path, self._fit.entry.ranks)
+                translate(checkpoint, self.state_key, trainer.ckpt_path)
                 self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

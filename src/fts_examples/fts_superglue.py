@@ -56,8 +56,6 @@ class RteBoolqCLI(LightningCLI):
         if isinstance(trainer.logger, Namespace) and trainer.logger.init_args.get("name", "") is None:
             trainer.logger.init_args.name = config.model.init_args.experiment_tag
         callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else []
-        # It logs when an epoch begins, and a scheduler may add groups then.
-        callbacks.sort(key=lambda callback: callback.class_path.endswith("LearningRateMonitor"))
         for callback in callbacks:
             if isinstance(schedule := callback.get("init_args", {}).get("ft_schedule"), str):
                 callback.init_args.ft_schedule = schedule_path(schedule)

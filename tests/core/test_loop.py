@@ -168,6 +168,110 @@ def test_a_finished_run_is_still_finished_when_it_is_loaded() -> None:
     assert loaded.runner.finished
 
 
+ENDING = {
+    "epoch limits": run([{"max_epoch": 2}, {"max_epoch": 4}, {}], BEST_FIRST),
+    "epoch limits, nothing restored": run([{"max_epoch": 2}, {"max_epoch": 4}, {}], BEST_FIRST, restore_best=False),
+    "step limits at the end of epochs": run([{"max_step": 8}, {"max_step": 16}, {}], BEST_AMID),
+    "patience": run([{}, {}, {}], BEST_AMID, patience=2),
+    "patience, nothing restored": run([{}, {}, {}], BEST_AMID, patience=1, restore_best=False),
+    "no decay": run([{"max_epoch": 1}, {"max_epoch": 3}, {}], BEST_AMID, no_decay=("bias", "norm")),
+}
+
+
+@OVER_OPTIMIZERS
+@pytest.mark.parametrize("scheduled", [False, True], ids=["constant", "StepLR"])
+@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize("case", ENDING)
+def test_a_finished_run_goes_on_with_a_greater_max_depth(
+    case: str, depth: int, scheduled: bool, optimizer: str
+) -> None:
+    """As if the phases had been there from the start."""
+    recipe = replace(ENDING[case], optimizer=OPTIMIZERS[optimizer], scheduler=step_lr if scheduled else None)
+    ended, whole = PlainSession(replace(recipe, max_depth=depth)), PlainSession(recipe)
+    done, expected = ended.execute(), whole.execute()
+    assert ended.runner.finished
+    assert ended.runner.phase == depth
+    checkpoint = ended.save()  # a step limit ends the session before the last epoch does
+    resumed = PlainSession(recipe, seed=9)
+    resumed.load(checkpoint)
+    epochs = len(done.lines)
+    if "step" in case:
+        resumed.runner.epoch_end(recipe.scores[epochs])
+        if resumed.scheduler is not None:
+            resumed.scheduler.step()
+        epochs += 1
+    outcome = resumed.execute(recipe.scores[epochs:])
+    assert_same_outcome(outcome, replace(expected, lines=expected.lines[epochs:]))
+    assert resumed.runner.phase == 2
+    assert resumed.runner.finished == whole.runner.finished
+
+
+def test_asking_a_loaded_run_before_the_optimizer_is_loaded_is_not_too_early() -> None:
+    ended = PlainSession(RUNS["max depth of phase 0"])
+    ended.execute()
+    states = torch.load(io.BytesIO(ended.checkpoints[-1]), weights_only=True)
+    loaded = PlainSession(replace(ended.recipe, max_depth=-1))
+    loaded.runner.load_state_dict(states["runner"])
+    assert not loaded.runner.finished
+    assert loaded.runner.phase == 0
+    loaded.optimizer.load_state_dict(states["optimizer"])
+    assert not loaded.runner.finished
+    assert loaded.runner.phase == 1
+
+
+def test_phase_by_phase_with_a_greater_max_depth_each_time() -> None:
+    recipe = ENDING["patience"]
+    expected = PlainSession(recipe).execute()
+    session = PlainSession(replace(recipe, max_depth=0))
+    lines = session.execute().lines
+    for depth in (1, 2):
+        checkpoint, session = session.save(), PlainSession(replace(recipe, max_depth=depth), seed=depth)
+        session.load(checkpoint)
+        outcome = session.execute(recipe.scores[len(lines) :])
+        lines += outcome.lines
+    assert_same_outcome(replace(outcome, lines=lines[-1:]), replace(expected, lines=expected.lines[-1:]))
+
+
+def test_a_state_saved_before_a_finished_run_has_gone_on_is_still_finished() -> None:
+    ended = PlainSession(RUNS["max depth of phase 0"])
+    ended.execute()
+    loaded = PlainSession(replace(ended.recipe, max_depth=-1))
+    loaded.load(ended.checkpoints[-1])
+    again = PlainSession(ended.recipe)
+    again.load(loaded.save())
+    assert again.runner.finished
+    assert loaded.runner.phase == 0
+    assert not loaded.runner.finished
+    assert (loaded.runner.phase, loaded.runner.progress.entry_epoch, loaded.runner.progress.entry_step) == (1, 2, 8)
+
+
+def test_a_step_made_before_a_finished_run_has_gone_on_is_told() -> None:
+    messages: list[tuple[int, str]] = []
+    ended = PlainSession(RUNS["max depth of phase 0"])
+    ended.execute()
+    loaded = PlainSession(
+        replace(ended.recipe, max_depth=-1), report=lambda level, text: messages.append((level, text))
+    )
+    loaded.load(ended.checkpoints[-1])
+    train_batch(loaded.model, loaded.optimizer, loaded.recipe, batches_of(loaded.recipe)[0])
+    transition = loaded.runner.step()
+    assert transition is not None
+    assert (transition.left, transition.entered, transition.reason, transition.step) == (0, 1, Reason.EPOCH, 8)
+    assert (logging.WARNING, "Phase 0, which had ended, has made a step too many: ask `finished` before.") in messages
+    weights = ended.model.state_dict()  # the best state is restored, so that the step has left no trace
+    assert all(torch.equal(value, weights[name]) for name, value in loaded.model.state_dict().items())
+
+
+def test_what_a_metric_that_is_not_finite_has_ended_stays_ended() -> None:
+    """Whatever limit was reached at the same time."""
+    session = PlainSession(run([{"max_epoch": 1}, {}], FALLING, patience=1, max_depth=0))
+    session.execute([math.nan])
+    loaded = PlainSession(replace(session.recipe, max_depth=-1))
+    loaded.load(session.checkpoints[-1])
+    assert loaded.runner.finished
+    assert loaded.runner.phase == 0
+
+
 def test_a_loaded_state_is_not_changed_by_training_on() -> None:
     recipe = RUNS["epoch limits, best in phase 0"]
     session = PlainSession(recipe)

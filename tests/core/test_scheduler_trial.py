@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from finetuning_scheduler.core.optim.schedulers import growth_failure
+from finetuning_scheduler.core.optim.growth import growth_failure
 
 
 class AroundAnother:

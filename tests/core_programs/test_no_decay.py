@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import LBFGS, SGD, AdamW, Optimizer, Rprop
 
 from .loops import BATCHES, HEAD, UPPER, UPPER_LR, Loop, Model, copied, differing, loop_of, phases, thaw
 
@@ -53,6 +53,25 @@ def test_biases_of_phase_0_do_not_decay_as_by_hand(optimizer_over: Callable[[Any
         loop.epoch()
     assert [group["weight_decay"] for group in loop.runner.optimizer.param_groups] == [DECAY, 0.0, DECAY, 0.0]
     assert differing(copied(loop.model), copied(hand)) == set()
+
+
+def test_biases_of_phase_0_do_not_decay_under_a_later_optimizer_if_the_first_one_has_no_weight_decay() -> None:
+    model, schedule = Model(), phases(2)
+    init = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": DECAY}}
+    schedule[1]["new_optimizer"] = {"optimizer_init": init}
+    runner = loop_of(model, Rprop(model.parameters(), lr=0.1), schedule, no_decay=["bias"]).runner
+    assert [len(group["params"]) for group in runner.optimizer.param_groups] == [1, 1]
+    assert all("weight_decay" not in group for group in runner.optimizer.param_groups)
+    runner.thaw_to(1)
+    assert [group["weight_decay"] for group in runner.optimizer.param_groups] == [DECAY, 0.0, DECAY, 0.0]
+
+
+@pytest.mark.parametrize("later", [{}, {"new_optimizer": {"optimizer_init": {"class_path": "torch.optim.SGD"}}}])
+def test_an_optimizer_that_takes_one_group_is_not_split(later: dict[str, Any]) -> None:
+    model, schedule = Model(), phases(2)
+    schedule = {0: schedule[0], 1: schedule[1] | later} if later else {0: schedule[0]}
+    runner = loop_of(model, LBFGS(model.parameters()), schedule, no_decay=["bias"]).runner
+    assert [len(group["params"]) for group in runner.optimizer.param_groups] == [2]
 
 
 def test_a_warm_up_of_phase_0_is_over_both_parts() -> None:

@@ -43,12 +43,18 @@ class LowPrecisionInOne(Classifier):
 
 
 PLAN_IN_BFLOAT16 = {"fsdp_plan": {LAYERS: None, "network": None}, "fsdp_default_kwargs": {"mp_policy": BFLOAT16}}
+IN_WORDS = {"param_dtype": "bfloat16", "reduce_dtype": "torch.float32"}  # as a configuration file has it
 
 
 @pytest.mark.parametrize(
     ("module", "adapter"),
-    [(LowPrecision, None), (LowPrecisionInOne, None), (Classifier, PLAN_IN_BFLOAT16)],
-    ids=["layers", "one unit", "plan"],
+    [
+        (LowPrecision, None),
+        (LowPrecisionInOne, None),
+        (Classifier, PLAN_IN_BFLOAT16),
+        (Classifier, {**PLAN_IN_BFLOAT16, "fsdp_default_kwargs": {"mp_policy": IN_WORDS}}),
+    ],
+    ids=["layers", "one unit", "plan", "plan in words"],
 )
 def test_layers_frozen_at_the_first_forward_pass_reduce_gradients_in_full_precision(
     module: type[Classifier], adapter: Any, tmp_path: Path
@@ -316,20 +322,24 @@ def test_everything_that_is_wrong_with_a_plan_comes_in_one_report(tmp_path: Path
     plan = {
         "network.first": {"reshard_after_forwards": True, "act_ckpt": "yes"},
         "network.(second|third)": {"cpu_offload_policy": {"pin": True}, "offload_policy": CPUOffloadPolicy()},
+        "network.norm": {"mp_policy": "bfloat16"},
         "network.frist": None,
     }
     assert cases.refused_message(tmp_path, cases.fsdp2, adapter={"fsdp_plan": plan}).splitlines() == [
-        "5 problems found:",
+        "6 problems found:",
         "1. expected `fsdp_plan` for 'network.first' to hold arguments of `fully_shard`, got 'reshard_after_forwards'. "
         "Fix: Did you mean `reshard_after_forward`?",
         "2. expected `act_ckpt` of `fsdp_plan` for 'network.first' to be one of composable, wrapped, wrapped_offload, "
-        "got 'yes'. Fix: Leave it out for no activation checkpointing.",
+        "alone or in a list with a mapping of its arguments, got 'yes'. Fix: Leave it out for no activation "
+        "checkpointing.",
         "3. expected one of `offload_policy` and `cpu_offload_policy` in `fsdp_plan` for 'network.(second|third)', "
         "got both. Fix: Keep one of them.",
         "4. expected `cpu_offload_policy` of `fsdp_plan` for 'network.(second|third)' to be True or arguments of "
         "CPUOffloadPolicy (CPUOffloadPolicy.__init__() got an unexpected keyword argument 'pin'). "
         "Fix: Write, for example, {pin_memory: false}.",
-        "5. selector 'network.frist': expected `fsdp_plan` to match a module, got no match. "
+        "5. expected `mp_policy` of `fsdp_plan` for 'network.norm' to be a MixedPrecisionPolicy or arguments of one "
+        "(got 'bfloat16'). Fix: Write, for example, {param_dtype: bfloat16, reduce_dtype: float32}.",
+        "6. selector 'network.frist': expected `fsdp_plan` to match a module, got no match. "
         "Fix: Did you mean `network.first` or `network.norm` or `network`?",
     ]
 

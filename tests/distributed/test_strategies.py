@@ -23,10 +23,14 @@ from tests.reference.recipe import adamw, momentum_sgd
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "weight_decay": 0.1}}
 HALVING = {"class_path": "torch.optim.lr_scheduler.ExponentialLR", "init_args": {"gamma": 0.5}}
+PLATEAU = {  # a minimum for each group, the phase's own included; every epoch is worse than the one before
+    "class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+    "init_args": {"factor": 0.25, "patience": 0, "min_lr": [0.002, 0.004, 0.006]},
+}
 NEW_OPTIMIZER: dict[int, dict[str, Any]] = {
     0: SCHEDULE[0],
     1: SCHEDULE[1] | {"new_optimizer": {"optimizer_init": ADAMW}, "new_lr_scheduler": {"lr_scheduler_init": HALVING}},
-    2: SCHEDULE[2],
+    2: SCHEDULE[2] | {"new_lr_scheduler": {"lr_scheduler_init": PLATEAU, "pl_lrs_cfg": {"monitor": "val_loss"}}},
 }
 
 
@@ -242,6 +246,8 @@ def test_the_best_checkpoint_of_another_optimizer_is_restored(name: str, tmp_pat
     """Phase 1 installs AdamW; before phase 2 the weights of phase 0 come back, which SGD had trained."""
     case = replace(REINITIALISED[name], optimizer=momentum_sgd, schedule=NEW_OPTIMIZER)
     expected = reinitialised_on_one_device()
+    # AdamW's own rate is the first one of phase 0's group; then each goes down to its own minimum.
+    assert [epoch.lrs for epoch in expected[3:]] == [(0.003, 0.05, 0.02), (0.003, 0.05, 0.02), (0.002, 0.0125, 0.006)]
     kept = (2, 4)
     for epochs in harness.run_ranks(fit, 2, tmp_path, 2, case, True, kept):
         cases.assert_same_epochs(epochs, expected)

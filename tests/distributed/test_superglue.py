@@ -137,7 +137,7 @@ LEARNING_RATES: dict[str, dict[int, list[float]]] = {
     "advanced/reinit_lr/fts_explicit_reinit_lr.yaml": {1: [2e-6, 1e-5], 2: [1e-6, 2e-6, 2e-6]},
     "advanced/reinit_lr/fts_implicit_reinit_lr.yaml": {1: [1e-5] * 2, 2: [1e-5] * 3, 3: [1e-5] * 4},
     "advanced/reinit_optim_lr/fts_explicit_reinit_optim_lr.yaml": {1: [2e-3, 1e-5], 2: [1e-3, 2e-5, 1e-5]},
-    "advanced/reinit_optim_lr/fts_implicit_reinit_optim_lr.yaml": {1: [2e-3, 1e-5], 2: [2e-3, 2e-3, 1e-5]},
+    "advanced/reinit_optim_lr/fts_implicit_reinit_optim_lr.yaml": {1: [2e-3, 1e-5], 2: [2e-3, 1e-5, 1e-5]},
     # A cosine that has come half way from 1e-5 to 1e-7 first, then 0.7 of it.
     "advanced/reinit_optim_lr/fts_implicit_reinit_optim_lr_use_curr.yaml": {
         1: [5.05e-6, 1e-5],

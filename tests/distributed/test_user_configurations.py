@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from torch import nn
 
 from tests.reference import cases, harness
 from tests.reference.cases import AN_EPOCH_EACH, Classifier
@@ -48,15 +49,28 @@ FLAT = partial(cases.fsdp, use_orig_params=False, state_dict_type="sharded", aut
 CASES = {
     "awp_overrides by name": Case(FLAT, "awp_overrides: [network.head, network.second, network.third]"),
     "awp_overrides by expression": Case(FLAT, "awp_overrides:\n- network.head\n- network.(second|third)"),
+    "awp_overrides beside classes": Case(
+        partial(cases.fsdp, auto_wrap_policy={nn.Linear}, use_orig_params=False, state_dict_type="sharded"),
+        "awp_overrides: [network.norm]",
+    ),
     "fsdp_plan": Case(
         cases.fsdp2,
         r"""
 fsdp_default_kwargs:
   cpu_offload_policy: {pin_memory: false}
 fsdp_plan:
-  network.(first|second): {act_ckpt: composable}
+  network.first: {act_ckpt: ['composable']}
+  network.second: {act_ckpt: [composable, {preserve_rng_state: false}]}
   network.(norm|third|head):
   network: {reshard_after_forward: false}
+""",
+    ),
+    "fsdp_plan of the whole, after layers by their end": Case(
+        cases.fsdp2,
+        r"""
+fsdp_plan:
+  network.\w+$: {reshard_after_forward: true}
+  network: {}
 """,
     ),
     "tensor parallel": Case(cases.tensor_parallel, "{}", cases.TensorParallel),

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 import finetuning_scheduler
-from finetuning_scheduler import core, fts_supporters, strategy_adapters
+from finetuning_scheduler import core, fts_supporters, strategy_adapters, types
 from tests.docs.pages import DOCS
 
 pytestmark = pytest.mark.quick
@@ -31,7 +31,7 @@ def documented() -> list[object]:
     return found
 
 
-@pytest.mark.parametrize("module", [finetuning_scheduler, core, fts_supporters, strategy_adapters])
+@pytest.mark.parametrize("module", [finetuning_scheduler, core, fts_supporters, strategy_adapters, types])
 def test_every_public_name_is_in_the_reference(module: object) -> None:
     there = {id(each) for each in documented()}
     assert [name for name in module.__all__ if id(getattr(module, name)) not in there] == []  # type: ignore[attr-defined]

@@ -27,7 +27,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, Phase, Schedule
 from finetuning_scheduler._checks import slim_problems
-from finetuning_scheduler.errors import CheckpointError
 from finetuning_scheduler.strategy_adapters.limits import averaged_weights, stateless_optimizers
 from finetuning_scheduler.strategy_adapters.registry import untested_strategy
 from tests.docs import pages, running
@@ -218,21 +217,10 @@ def slim_checkpoints_of_shards() -> str:
     return str(problem)
 
 
-def of_the_other_package() -> str:
-    """Said when its state has been loaded; whole fits stand in the tests of its checkpoints."""
-    from finetuning_scheduler._entry import Entry
-
-    entry: Any = SimpleNamespace(loaded={"fts_metadata": {}})
-    with pytest.raises(CheckpointError) as caught:
-        Entry._refuse_foreign_checkpoint(entry, "old.ckpt")
-    return str(caught.value)
-
-
 OTHERS: dict[str, Callable[[], str | None]] = {  # what takes several devices, packages or processes to meet
     "`lightning` and `pytorch_lightning`": two_packages,
     "`WeightAveraging` with": averages_of_shards,
     "`save_frozen_weights=False`": slim_checkpoints_of_shards,
-    "resuming from a checkpoint of the 2.x package": of_the_other_package,
     "DeepSpeed": lambda: untested_strategy(DeepSpeedStrategy.__new__(DeepSpeedStrategy)),
     "SGD without momentum": without_state,
 }

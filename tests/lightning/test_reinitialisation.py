@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 STEP_LR = "torch.optim.lr_scheduler.StepLR"
 LINEAR_LR = "torch.optim.lr_scheduler.LinearLR"
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
+CYCLIC = "torch.optim.lr_scheduler.CyclicLR"
 SUPPORTED = (
     "StepLR, MultiStepLR, CosineAnnealingWarmRestarts, ReduceLROnPlateau, LambdaLR, ConstantLR, LinearLR, "
     "ExponentialLR, CosineAnnealingLR, MultiplicativeLR, PolynomialLR, OneCycleLR, CyclicLR, SequentialLR, "
@@ -250,7 +251,8 @@ PRECEDENCE = {
         [0.15, 0.35, 0.5, 0.25], [0.3, 0.7, 1.0, 0.25], {**sgd(lr=0.8), **step_lr(init_pg_lrs=[0.3, 0.7])}
     ),
     "optimizer-then-scheduler": Precedence([0.8, 0.8, 1.0, 0.25], [0.8, 0.8, 1.0, 0.25], sgd(lr=0.8), step_lr()),
-    "optimizer-of-phase-2": Precedence([0.025, 0.1, 0.5, 0.25], [0.8, 0.8, 0.8, 0.25], {}, sgd(lr=0.8)),
+    "optimizer-of-phase-2": Precedence([0.025, 0.1, 0.5, 0.25], [0.8, 0.8, 1.0, 0.25], {}, sgd(lr=0.8)),
+    "both-of-phase-2": Precedence([0.8, 0.8, 1.0, 0.25], [0.8, 0.8, 1.0, 0.25], {}, {**sgd(lr=0.8), **step_lr()}),
 }
 
 
@@ -363,7 +365,7 @@ RESUMED = {
         3: {
             "new_lr_scheduler": scheduler_spec(
                 "torch.optim.lr_scheduler.OneCycleLR",
-                {"max_lr": [0.1, 0.05, 0.02], "total_steps": 20},
+                {"max_lr": [0.1, 0.05, 0.02, 0.03], "total_steps": 20},
                 pl_lrs_cfg={"interval": "step"},
             )
         },
@@ -500,13 +502,19 @@ REFUSALS = {
         {"reinit_lr_cfg": scheduler_spec(STEP_LR, {"step_size": 1}, init_pg_lrs=[0.1])},
     ),
     "implicit-min_lr": Refusal(
-        f"{LISTS} a list as `min_lr`. Fix: Give one number.",
+        f"{LISTS} a list as `min_lr`. Fix: Give one value.",
         {"reinit_lr_cfg": scheduler_spec(PLATEAU, {"min_lr": [0.1]}, pl_lrs_cfg={"monitor": "val_loss"})},
+    ),
+    "implicit-base_lr-and-max_lr": Refusal(
+        "2 problems found:\n"
+        f"1. {LISTS} a list as `base_lr`. Fix: Give one value.\n"
+        f"2. {LISTS} a list as `max_lr`. Fix: Give one value.",
+        {"reinit_lr_cfg": scheduler_spec(CYCLIC, {"base_lr": [0.1, 0.2], "max_lr": (0.3, 0.4)})},
     ),
     "implicit-both-lists": Refusal(
         "2 problems found:\n"
         f"1. {LISTS} `init_pg_lrs`. Fix: Leave it out, or give it in the phases of an explicit schedule.\n"
-        f"2. {LISTS} a list as `min_lr`. Fix: Give one number.",
+        f"2. {LISTS} a list as `min_lr`. Fix: Give one value.",
         {
             "reinit_lr_cfg": scheduler_spec(
                 PLATEAU, {"min_lr": [0.1]}, pl_lrs_cfg={"monitor": "val_loss"}, init_pg_lrs=[0.1]
@@ -514,7 +522,8 @@ REFUSALS = {
         },
     ),
     "wrong-length": Refusal(
-        "phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 2. Fix: Give 1 learning rates.",
+        "phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 2. Fix: Leave out the last one: "
+        "the new group starts at the phase's own rate.",
         with_keys(RECIPE, {1: step_lr(init_pg_lrs=[0.1, 0.2])}),
     ),
     "unknown-class": Refusal(

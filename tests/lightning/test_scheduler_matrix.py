@@ -53,11 +53,8 @@ def test_learning_rates_in_lightning_are_those_of_a_scheduler_built_by_hand(case
     assert seen_lrs(session_of(case, tmp_path).fit()) == [seen.lrs for seen in by_hand(case)]
 
 
-RESUMED = {name: case for name, case in LIGHTNING.items() if case.reinitialised or case.row.reinit is None}
-
-
 @pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval':RuntimeWarning")
-@pytest.mark.parametrize("case", RESUMED.values(), ids=RESUMED.keys())
+@pytest.mark.parametrize("case", LIGHTNING.values(), ids=LIGHTNING.keys())
 def test_learning_rates_go_on_when_resumed_in_each_phase(case: Case, tmp_path: Path) -> None:
     saver = SaveAt("on_train_epoch_end", tmp_path)
     uninterrupted = seen_lrs(session_of(case, tmp_path, saver).fit())

@@ -64,6 +64,9 @@ COMBINATIONS_OF_MODEL_CHECKPOINT: dict[str, dict[str, Any]] = {
 }
 
 
+PHASES = schedule_of(simple_recipe())
+
+
 class StopBeforeTrainingError(Exception):
     """The callbacks are in place; nothing more is needed."""
 
@@ -212,6 +215,104 @@ def test_a_default_model_checkpoint_counts_as_missing(trainer_in: Callable[..., 
     """Trainer itself adds one, and nobody can tell it from the user's."""
     saving = of_type(set_up(trainer_in, [scheduler(), ModelCheckpoint()]), ModelCheckpoint)
     assert saving.monitor == "val_loss"
+
+
+WITHOUT_MONITOR: dict[str, dict[str, Any]] = {
+    "every second epoch": {"every_n_epochs": 2},
+    "each epoch": {"save_top_k": -1},
+    "the last": {"save_last": True},
+    "the last only": {"save_last": True, "save_top_k": 0},
+    "weights only": {"save_weights_only": True},
+}
+
+
+@pytest.mark.parametrize("arguments", WITHOUT_MONITOR.values(), ids=WITHOUT_MONITOR)
+def test_one_that_monitors_nothing_saves_as_in_plain_lightning_and_does_not_drive(
+    arguments: dict[str, Any], trainer_in: Callable[..., pl.Trainer], tmp_path: Path
+) -> None:
+    from finetuning_scheduler import FTSCheckpoint
+
+    saved: list[list[str]] = []
+    for name, ours in {"with": [scheduler()], "without": []}.items():
+        given = ModelCheckpoint(dirpath=tmp_path / name, **arguments)
+        trainer = trainer_in(callbacks=[*ours, given], max_epochs=4)
+        trainer.fit(Toy())
+        saved.append(sorted(path.name for path in (tmp_path / name).iterdir()))
+        assert type(given) is ModelCheckpoint
+        assert given.monitor is None
+        drivers = [callback for callback in trainer.callbacks if isinstance(callback, FTSCheckpoint)]
+        assert [driver.monitor for driver in drivers] == ["val_loss"] * len(ours)
+    assert saved[0] == saved[1]
+
+
+LISTED: dict[str, tuple[Callable[[], list[Callback]], int]] = {
+    "a default beside one that monitors": (
+        lambda: [ModelCheckpoint(), ModelCheckpoint(monitor="val_accuracy", mode="max")],
+        1,
+    ),
+    "a multi-phase form without a monitor": (
+        lambda: [fts_checkpoint(), ModelCheckpoint(monitor="val_accuracy", mode="max")],
+        1,
+    ),
+    "weights only first": (
+        lambda: [
+            ModelCheckpoint(monitor="val_accuracy", mode="max", save_weights_only=True),
+            ModelCheckpoint(monitor="val_accuracy", mode="max", every_n_epochs=2),
+        ],
+        1,
+    ),
+    "none kept first": (
+        lambda: [
+            ModelCheckpoint(monitor="val_accuracy", mode="max", save_top_k=0),
+            ModelCheckpoint(monitor="val_accuracy", mode="max", every_n_epochs=2),
+        ],
+        1,
+    ),
+    "a multi-phase form last": (
+        lambda: [ModelCheckpoint(monitor="val_accuracy"), fts_checkpoint(monitor="val_accuracy", mode="max")],
+        1,
+    ),
+    "the first that monitors": (
+        lambda: [ModelCheckpoint(monitor="val_accuracy", mode="max"), ModelCheckpoint(every_n_epochs=2)],
+        0,
+    ),
+}
+
+
+def fts_checkpoint(**arguments: Any) -> Any:
+    from finetuning_scheduler import FTSCheckpoint
+
+    return FTSCheckpoint(**arguments)
+
+
+class OnlyAccuracy(Toy):
+    """Logs nothing that is called ``val_loss``."""
+
+    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.log("val_accuracy", 1 - self.loss(batch))
+
+
+@pytest.mark.parametrize(("make", "chosen"), LISTED.values(), ids=LISTED)
+def test_of_several_one_that_can_be_restored_drives(
+    make: Callable[[], list[Callback]], chosen: int, trainer_in: Callable[..., pl.Trainer]
+) -> None:
+    given = make()
+    ours = scheduler()
+    trainer = trainer_in(callbacks=[ours, EarlyStopping("val_accuracy", mode="max", patience=100), *given])
+    trainer.fit(OnlyAccuracy())
+    assert ours.curr_depth == 2
+    depths = [vars(callback).get("current_ckpt_depth", 0) for callback in given]
+    assert [index for index, depth in enumerate(depths) if depth > 0] == [chosen]
+
+
+def test_without_restoring_nothing_has_to_be_logged(trainer_in: Callable[..., pl.Trainer]) -> None:
+    """The checkpoint that a trainer adds saves each epoch then, as in plain Lightning."""
+    schedule = {number: {**phase, "max_transition_epoch": 2 * number + 2} for number, phase in PHASES.items()}
+    ours = scheduler(ft_schedule=schedule, restore_best=False, epoch_transitions_only=True)
+    trainer = trainer_in(callbacks=[ours])
+    trainer.fit(OnlyAccuracy())
+    assert (ours.curr_depth, trainer.current_epoch) == (2, 6)
+    assert trainer.checkpoint_callback.monitor is None  # type: ignore[union-attr]
 
 
 def test_multi_phase_forms_given_by_the_user_are_kept(trainer_in: Callable[..., pl.Trainer]) -> None:

@@ -91,6 +91,8 @@ class PlainSession:
     def execute(self, scores: Iterable[float] | None = None) -> Outcome:
         lines: list[str] = []
         for score in (self.recipe.scores or ()) if scores is None else scores:
+            if self.runner.finished:
+                break
             for batch in batches_of(self.recipe):
                 train_batch(self.model, self.optimizer, self.recipe, batch)
                 self.note(self.runner.step())
@@ -103,8 +105,6 @@ class PlainSession:
             self.note(self.runner.epoch_end(score))
             lines.append(describe(self.runner.phase, self.model, self.optimizer))
             self.checkpoints.append(self.save())
-            if self.runner.finished:
-                break
         return Outcome.of(self.model, self.optimizer, lines)
 
     def note(self, transition: Transition | None) -> None:

@@ -52,43 +52,72 @@ def factor(count: int) -> float:
     return FACTORS[count % len(FACTORS)]
 
 
+def late_factor(count: int) -> float:
+    return 0.75**count
+
+
 @dataclass(frozen=True)
 class Row:
-    """A scheduler over the user's three groups, and as a phase installs it over the two existing ones."""
+    """A scheduler over the user's three groups, and as phase 1 installs it over the two existing ones and its own."""
 
     kind: type[LRScheduler]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    reinit: Mapping[str, Any] | None = field(default_factory=dict)  # changed arguments; None: not plain values
+    reinit: Mapping[str, Any] = field(default_factory=dict)  # changed arguments
     factory: Callable[[Optimizer], LRScheduler] | None = None
+    reinit_kind: type[LRScheduler] | None = None  # a subclass, where the arguments are schedulers
 
     def make(self, optimizer: Optimizer) -> LRScheduler:
         return self.kind(optimizer, **self.arguments) if self.factory is None else self.factory(optimizer)
 
     @property
     def reinit_arguments(self) -> dict[str, Any]:
-        return {**self.arguments, **(self.reinit or {})}
+        return {**self.arguments, **self.reinit}
+
+    @property
+    def installed(self) -> type[LRScheduler]:
+        return self.reinit_kind or self.kind
 
     def remake(self, optimizer: Optimizer) -> LRScheduler:
-        return self.kind(optimizer, **self.reinit_arguments)
+        return self.installed(optimizer, **self.reinit_arguments)
 
 
-def sequence(optimizer: Optimizer) -> LRScheduler:
-    """Phase 1 begins under the first inner scheduler or the second, phase 2 under the second or the third."""
-    parts = [
+def sequence_parts(optimizer: Optimizer) -> list[LRScheduler]:
+    return [
         schedulers.LinearLR(optimizer, 0.5, 1.0, total_iters=2),
         schedulers.CosineAnnealingLR(optimizer, T_max=9, eta_min=1e-3),
         schedulers.LambdaLR(optimizer, factor),
     ]
-    return schedulers.SequentialLR(optimizer, parts, milestones=[3, 11])
 
 
-def chain(optimizer: Optimizer) -> LRScheduler:
-    parts = [
+def sequence(optimizer: Optimizer) -> LRScheduler:
+    """Phase 1 begins under the first inner scheduler or the second, phase 2 under the second or the third."""
+    return schedulers.SequentialLR(optimizer, sequence_parts(optimizer), milestones=[3, 11])
+
+
+class Sequence(schedulers.SequentialLR):
+    """What a schedule can name: its arguments are plain values."""
+
+    def __init__(self, optimizer: Optimizer, milestones: list[int]) -> None:
+        super().__init__(optimizer, sequence_parts(optimizer), milestones=milestones)
+
+
+def chain_parts(optimizer: Optimizer) -> list[LRScheduler]:
+    return [
         schedulers.ConstantLR(optimizer, 0.5, total_iters=3),
         schedulers.MultiplicativeLR(optimizer, factor),
         schedulers.ExponentialLR(optimizer, 0.9),
     ]
-    return schedulers.ChainedScheduler(parts, optimizer=optimizer)
+
+
+def chain(optimizer: Optimizer) -> LRScheduler:
+    return schedulers.ChainedScheduler(chain_parts(optimizer), optimizer=optimizer)
+
+
+class Chain(schedulers.ChainedScheduler):
+    """What a schedule can name."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        super().__init__(chain_parts(optimizer), optimizer=optimizer)
 
 
 def sequence_of_chains(optimizer: Optimizer) -> LRScheduler:
@@ -114,40 +143,51 @@ ROWS = {
         Row(
             ReduceLROnPlateau,
             {"factor": 0.5, "patience": 0, "min_lr": [0.07, 0.03, 0.012]},
-            {"min_lr": [0.03, 0.011]},
+            {"min_lr": [0.03, 0.011, 0.02]},
         ),
-        Row(schedulers.LambdaLR, {"lr_lambda": [one, factor, factor]}, None),
+        Row(schedulers.LambdaLR, {"lr_lambda": [one, factor, factor]}, {"lr_lambda": [factor, one, late_factor]}),
         Row(schedulers.ConstantLR, {"factor": 0.5, "total_iters": 4}),
         Row(schedulers.LinearLR, {"start_factor": 0.5, "total_iters": 9}),
         Row(schedulers.ExponentialLR, {"gamma": 0.8}),
         Row(schedulers.CosineAnnealingLR, {"T_max": 7, "eta_min": 1e-4}),
-        Row(schedulers.MultiplicativeLR, {"lr_lambda": [one, factor, factor]}, None),
+        Row(
+            schedulers.MultiplicativeLR,
+            {"lr_lambda": [one, factor, factor]},
+            {"lr_lambda": [factor, one, late_factor]},
+        ),
         Row(schedulers.PolynomialLR, {"total_iters": 15, "power": 2.0}),
         Row(
             schedulers.OneCycleLR,
             {"max_lr": [0.9, 0.4, 0.2], "total_steps": 24},
-            {"max_lr": [0.5, 0.3], "three_phase": True},
+            {"max_lr": [0.5, 0.3, 0.2], "three_phase": True},
         ),
         Row(
             schedulers.CyclicLR,
             {"base_lr": [0.3, 0.01, 0.02], "max_lr": [0.9, 0.1, 0.08], "step_size_up": 3},
-            {"base_lr": [0.02, 0.01], "max_lr": [0.2, 0.05], "mode": "triangular2"},
+            {"base_lr": [0.02, 0.01, 0.04], "max_lr": [0.2, 0.05, 0.3], "mode": "triangular2"},
         ),
-        Row(schedulers.SequentialLR, {}, None, sequence),
-        Row(schedulers.ChainedScheduler, {}, None, chain),
+        Row(schedulers.SequentialLR, {}, {"milestones": [2, 5]}, sequence, Sequence),
+        Row(schedulers.ChainedScheduler, factory=chain, reinit_kind=Chain),
         Row(
             SWALR,
             {"swa_lr": [0.9, 0.02, 0.01], "anneal_epochs": 6},
-            {"swa_lr": [0.03, 0.05], "anneal_strategy": "linear"},
+            {"swa_lr": [0.03, 0.05, 0.01], "anneal_strategy": "linear"},
         ),
     )
 }
-NESTED = Row(
-    schedulers.ChainedScheduler,
-    {},
-    None,
-    sequence_of_chains,
-)
+NESTED = Row(schedulers.ChainedScheduler, factory=sequence_of_chains)
+# One value for all groups, the phase's own included.
+NUMBERS = {
+    row.kind.__name__: row
+    for row in (
+        Row(ReduceLROnPlateau, {"factor": 0.5, "patience": 0, "min_lr": 0.015}),
+        Row(schedulers.LambdaLR, {"lr_lambda": factor}),
+        Row(schedulers.MultiplicativeLR, {"lr_lambda": factor}),
+        Row(schedulers.OneCycleLR, {"max_lr": 0.4, "total_steps": 24}),
+        Row(schedulers.CyclicLR, {"base_lr": 0.02, "max_lr": 0.2, "step_size_up": 3}),
+        Row(SWALR, {"swa_lr": 0.03, "anneal_epochs": 6}),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -170,7 +210,7 @@ class Case:
             2: {"params": list(SECOND), "lr": PHASE_LRS[2]},
         }
         if self.reinitialised:
-            kind = self.row.kind
+            kind = self.row.installed
             init = {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": self.row.reinit_arguments}
             phases[1]["new_lr_scheduler"] = {"lr_scheduler_init": init, "pl_lrs_cfg": self.settings()}
         if self.new_optimizer is not None:
@@ -223,10 +263,21 @@ class ByHand:
             if self.case.reinitialised:
                 for group in self.optimizer.param_groups:
                     group["lr"] = group.get("initial_lr", group["lr"])  # ReduceLROnPlateau sets none
-                self.scheduler = self.case.row.remake(self.optimizer)
-            self.add_group(PHASE_LRS[1])
+                self.install(PHASE_LRS[1])
+            else:
+                self.add_group(PHASE_LRS[1])
         if len(self.seen) == PHASE_2_STEP:
             self.add_group(PHASE_LRS[2])
+
+    def install(self, lr: float) -> None:
+        """Make the scheduler over all groups; then let the new one start at its own rate."""
+        new = {"params": [nn.Parameter(torch.zeros(1))], "lr": lr, "initial_lr": lr}
+        self.optimizer.add_param_group(new)
+        self.scheduler = self.case.row.remake(self.optimizer)
+        new.update(lr=lr, initial_lr=lr)
+        if self.case.apply_lambdas:
+            new["lr"] = lr * self.scheduler.lr_lambdas[-1](0)
+        self.scheduler._last_lr[-1] = new["lr"]
 
     def add_group(self, lr: float) -> None:
         self.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": lr, "initial_lr": lr})
@@ -243,11 +294,9 @@ def by_hand(case: Case) -> list[Seen]:
     return ByHand(case).execute()
 
 
-REINITIALISED = [name for name, row in ROWS.items() if row.reinit is not None]
 MATRIX = {
     f"{name}-{interval}-{'restore' if restore else 'continue'}-{'reinit' if reinit else 'keep'}": Case(
         ROWS[name], interval, restore, reinit
     )
     for name, interval, restore, reinit in product(ROWS, ("epoch", "step"), (True, False), (True, False))
-    if not reinit or name in REINITIALISED
 }

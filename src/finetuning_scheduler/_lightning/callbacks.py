@@ -27,6 +27,23 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return callbacks
 
 
+def move_first(trainer: Trainer, callback: Callback) -> int:
+    """Let a callback's hooks be called before those of all others, in the trainer's own list; return its place so far.
+
+    Lightning may be going through the list, and be at this callback: it goes on with the one behind it.
+    """
+    callbacks = callbacks_of(trainer)
+    place = next(index for index, each in enumerate(callbacks) if each is callback)
+    callbacks.insert(0, callbacks.pop(place))
+    return place
+
+
+def move_back(trainer: Trainer, callback: Callback, place: int) -> None:
+    """Put a callback where it stood before :func:`move_first`, in a new list, since Lightning may be in the old one."""
+    others = [each for each in callbacks_of(trainer) if each is not callback]
+    vars(trainer)["callbacks"] = [*others[:place], callback, *others[place:]]
+
+
 def refuse_other_package(trainer: Trainer) -> None:
     """Raise an error if the trainer, or a callback that stops or saves, is of the Lightning package not in use.
 
@@ -121,6 +138,11 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
 
     def on_written(self, trainer: Trainer, filepath: str, checkpoint: dict[str, Any]) -> None:
         """Called by every rank after :meth:`after_save` with the whole checkpoint, whose tensors are the model's."""
+
+    def note_saved(self, step: int | None) -> None:
+        """Save no more at this optimizer step, if there is one."""
+        if step is not None:
+            self._last_global_step_saved = step
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.before_save(filepath)

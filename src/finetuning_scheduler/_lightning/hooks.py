@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, NoReturn
 
-from .package import LightningModule, Strategy, Trainer
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from .package import LightningModule, MultiProcessingLauncher, Strategy, Trainer, TunerExit
 
 
 @contextmanager
@@ -28,21 +30,22 @@ def after_configure_model(module: LightningModule, action: Callable[[], None]) -
 
 @contextmanager
 def around_setup(
-    trainer: Trainer, module: LightningModule, *, before_optimizers: Callable[[], None], after: Callable[[], None]
+    trainer: Trainer,
+    module: LightningModule,
+    *,
+    make_optimizers: Callable[[Callable[[], Any]], Any],
+    after: Callable[[], None],
 ) -> Iterator[None]:
     """Call functions while the strategy sets up the module, when there is no hook yet.
 
-    ``before_optimizers`` is called before the module's ``configure_optimizers``, when the module has been wrapped and
-    moved, and ``after`` when the optimizers exist: before any callback's ``on_fit_start``, in which some already train.
+    ``make_optimizers`` gets the module's ``configure_optimizers`` and is called in its place, when the module has been
+    wrapped and moved, and ``after`` when the optimizers exist: before any callback's ``on_fit_start``, in which some
+    already train.
     """
     configure, set_up = module.configure_optimizers, trainer.strategy.setup
 
-    def configure_optimizers() -> Any:
-        before_optimizers()
-        return configure()
-
     def setup(trainer: Trainer) -> None:
-        with _replaced(module, "configure_optimizers", configure_optimizers):
+        with _replaced(module, "configure_optimizers", lambda: make_optimizers(configure)):
             set_up(trainer)
         after()
 
@@ -80,6 +83,43 @@ def noted_saves(
 
     with _replaced(strategy, "save_checkpoint", save_checkpoint):
         yield noted
+
+
+def needs_no_optimizers(module: LightningModule) -> AbstractContextManager[None]:
+    """Let Lightning's check of a module pass one without ``configure_optimizers`` for as long as this lasts."""
+    return _replaced(module, "configure_optimizers", lambda: None)
+
+
+class _Done(Exception):  # noqa: N818 - it tells of no error
+    """A launched process has done its work, and the program is to end."""
+
+
+def leave(trainer: Trainer) -> NoReturn:
+    """End the fit that is being set up as one that has done its work; then leave the program with exit status 0.
+
+    To be called inside a hook, on every rank at the same time. Callbacks, module and data are torn down and loggers
+    are told of success, since nothing has failed that an ``on_exception`` could save or report.
+
+    Raises:
+        SystemExit: At the end, from ``Trainer.fit``.
+    """
+    if isinstance(trainer.strategy.launcher, MultiProcessingLauncher):
+        # The process that has launched those of its machine waits for what the first of them returns, or raises.
+        raise _Done if trainer.local_rank == 0 else SystemExit(0)
+    tear_down = trainer._teardown
+
+    def then_exit() -> None:
+        del vars(trainer)["_teardown"]
+        tear_down()
+        raise SystemExit(0)
+
+    vars(trainer)["_teardown"] = then_exit  # the last that Lightning calls when a search ends a fit
+    raise TunerExit
+
+
+def has_left(exception: BaseException) -> bool:
+    """Whether an exception tells the process that has launched the others that these have left."""
+    return isinstance(exception, ProcessRaisedException) and f"{__name__}.{_Done.__name__}" in str(exception)
 
 
 _SEARCHES = (".lr_find_", ".scale_batch_size_")  # what Lightning's finders call their temporary checkpoints

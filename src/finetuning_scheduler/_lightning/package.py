@@ -24,8 +24,11 @@ if TYPE_CHECKING:
         ModelParallelStrategy,
         SingleDeviceStrategy,
         Strategy,
+        StrategyRegistry,
     )
+    from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher as MultiProcessingLauncher
     from lightning.pytorch.trainer.states import TrainerFn
+    from lightning.pytorch.utilities.exceptions import _TunerExitException as TunerExit
     from lightning.pytorch.utilities.types import LRSchedulerConfig
 else:
 
@@ -45,11 +48,15 @@ else:
     DDPStrategy, DeepSpeedStrategy = _strategies.DDPStrategy, _strategies.DeepSpeedStrategy
     FSDPStrategy, ModelParallelStrategy = _strategies.FSDPStrategy, _strategies.ModelParallelStrategy
     SingleDeviceStrategy, Strategy = _strategies.SingleDeviceStrategy, _strategies.Strategy
+    StrategyRegistry = _strategies.StrategyRegistry
+    MultiProcessingLauncher = importlib.import_module(f"{_name}.strategies.launchers")._MultiProcessingLauncher
     TrainerFn = importlib.import_module(f"{_name}.trainer.states").TrainerFn
     LRSchedulerConfig = importlib.import_module(f"{_name}.utilities.types").LRSchedulerConfig
-    MisconfigurationException = importlib.import_module(f"{_name}.utilities.exceptions").MisconfigurationException
+    _exceptions = importlib.import_module(f"{_name}.utilities.exceptions")
+    MisconfigurationException, TunerExit = _exceptions.MisconfigurationException, _exceptions._TunerExitException
 
 Callback = pl.Callback
+Checkpoint = pl.callbacks.Checkpoint
 LightningDataModule = pl.LightningDataModule
 LightningModule = pl.LightningModule
 Trainer = pl.Trainer
@@ -62,6 +69,7 @@ WeightAveraging = pl.callbacks.WeightAveraging
 __all__ = [
     "AsyncCheckpointIO",
     "Callback",
+    "Checkpoint",
     "DDPStrategy",
     "DeepSpeedStrategy",
     "EarlyStopping",
@@ -74,12 +82,15 @@ __all__ = [
     "ModelCheckpoint",
     "ModelParallelStrategy",
     "ModelPruning",
+    "MultiProcessingLauncher",
     "SingleDeviceStrategy",
     "StochasticWeightAveraging",
     "Strategy",
+    "StrategyRegistry",
     "TorchCheckpointIO",
     "Trainer",
     "TrainerFn",
+    "TunerExit",
     "WeightAveraging",
     "pl",
 ]

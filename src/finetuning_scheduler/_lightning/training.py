@@ -25,6 +25,7 @@ from .package import (
     ModelCheckpoint,
     ModelParallelStrategy,
     Strategy,
+    StrategyRegistry,
     Trainer,
 )
 
@@ -148,9 +149,14 @@ def _tensors(value: object) -> Iterator[torch.Tensor]:
 
 
 def strategy_flags(trainer: Trainer) -> set[str]:
-    """Return the names by which a user may know the trainer's strategy: what was asked for, and what it is called."""
-    asked = trainer._accelerator_connector._strategy_flag
-    names = {type(trainer.strategy).__name__, getattr(trainer.strategy, "strategy_name", "")}
+    """Return the names by which a user may know the trainer's strategy.
+
+    That is what was asked for, its class, and the plainest name under which Lightning has it: ``"ddp"`` of the strategy
+    ``"ddp_find_unused_parameters_true"`` or of an object, too.
+    """
+    asked, kind = trainer._accelerator_connector._strategy_flag, type(trainer.strategy)
+    registered = [name for name, entry in StrategyRegistry.items() if entry["strategy"] is kind]
+    names = {kind.__name__, getattr(trainer.strategy, "strategy_name", ""), min(registered, key=len, default="")}
     return {name for name in (*names, asked) if isinstance(name, str) and name}
 
 
@@ -246,12 +252,20 @@ def optimizer_states(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def step_plateau_schedulers(trainer: Trainer) -> None:
-    """Step the schedulers that wait for a metric, for the epoch that has just ended, as Lightning would have."""
+def step_plateau_schedulers(trainer: Trainer) -> list[str]:
+    """Step the schedulers that wait for a metric, for the epoch that has just ended, as Lightning would have.
+
+    Returns:
+        The metrics that are not known, for whose schedulers the step is left out.
+    """
+    unknown = []
     for config in trainer.lr_scheduler_configs:
         due = config.reduce_on_plateau and config.interval == "epoch" and trainer.current_epoch % config.frequency == 0
         if due and config.monitor in trainer.callback_metrics:
             trainer.lightning_module.lr_scheduler_step(config.scheduler, trainer.callback_metrics[config.monitor])
+        elif due:
+            unknown.append(str(config.monitor))
+    return unknown
 
 
 def scheduler_step_of(module: LightningModule) -> Callable[[LRScheduler], None] | None:

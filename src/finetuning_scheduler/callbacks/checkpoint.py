@@ -173,6 +173,7 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
         In a new ``dirpath``, and where the checkpoints it tells of are gone, the given one becomes the best.
         """
         self.current_ckpt_depth = state_dict.get("current_ckpt_depth", 0)
+        self.note_saved(state_dict.get("saved_step"))
         resumed = None if self._trainer is None else self._trainer.ckpt_path
         if self._trainer is None or resumed is None or state_dict["dirpath"] == self.dirpath:
             super().load_state_dict(state_dict)
@@ -182,10 +183,11 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
                 self._go_on_from(self._trainer, str(resumed), state_dict.get("score"))
         else:
             self._start_from(str(resumed), state_dict.get("score"))
+            until = "" if state_dict.get("score") is not None else ", whose score it does not tell, until the next one"
             self._report(
                 logging.INFO,
                 f"Checkpoints now go to {self.dirpath} instead of {state_dict['dirpath']}, which starts with "
-                f"{self.best_model_path} as its best.",
+                f"{self.best_model_path} as its best{until}.",
             )
 
     def _go_on_from(self, trainer: Trainer, resumed: str, score: torch.Tensor | None) -> None:

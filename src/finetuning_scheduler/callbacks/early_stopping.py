@@ -88,6 +88,13 @@ class FTSEarlyStopping(InspectableEarlyStopping):
         """Whether the last check decided to stop the whole session."""
         return self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
 
+    def end_phase_instead(self) -> None:
+        """Let the session that it has ended for want of patience go on: other phases follow the last one by now."""
+        if self.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+            self.stopping_reason, self.stopping_reason_message = EarlyStoppingReason.NOT_STOPPED, None
+            self.stopped_epoch = 0
+            self.phase_exhausted = self._patience_counts
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle when the check runs."""
         if self.check_on_train_epoch_end is None and stage == "fit" and self._scheduler is not None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from .._lightning import EarlyStoppingReason
 from ..core.transitions import Reason
 
 RESTORE = "restore"  # what is owed when the best checkpoint was being restored for its own sake
@@ -50,6 +51,12 @@ class SavedCheckpointing(_State):
     score: Score | None = None
     current_score: Score | None = None
     files: dict[str, SavedFile] = {}
+    saved_step: int | None = Field(default=None, description="The optimizer step of the last save, if it is known.")
+
+
+def _is_reason(value: int) -> int:
+    EarlyStoppingReason(value)
+    return value
 
 
 class SavedStopping(_State):
@@ -59,6 +66,7 @@ class SavedStopping(_State):
     stopped_epoch: int = Field(ge=0)
     best_score: Score
     patience: int = Field(ge=0)
+    stopping_reason: Annotated[int, AfterValidator(_is_reason)] = 0
 
 
 class SavedMetric(_State):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from .._lightning import (
     Callback,
+    Checkpoint,
     EarlyStopping,
     ModelCheckpoint,
     Trainer,
@@ -16,6 +17,8 @@ from .._lightning import (
     forget_checkpoints,
     forget_scores,
     is_default_checkpoint,
+    move_back,
+    move_first,
     note_chosen_directory,
     note_directory,
 )
@@ -45,6 +48,7 @@ class Wiring:
     lines: list[str] = field(default_factory=list)
     owes_save: bool = False  # the checkpoint that is being loaded has a score that ``checkpoint`` has not met yet
     _replaced: list[tuple[Callback, Callback]] = field(default_factory=list)
+    _moved: tuple[Callback, int] | None = None  # the scheduler, and its place among the trainer's callbacks
 
     def begin(
         self, scheduler: PhaseHolder, trainer: Trainer, *, ends_phases: bool, restores_best: bool, forget: bool
@@ -72,6 +76,14 @@ class Wiring:
                 forget_checkpoints(callback)
             elif isinstance(callback, EarlyStopping):
                 forget_scores(callback)
+
+    def put_first(self, scheduler: Callback, trainer: Trainer) -> None:
+        """Let the scheduler's hooks be called before those of other callbacks until :meth:`undo`.
+
+        What reads or logs learning rates, groups or trained parameters as an epoch or a batch starts then sees those of
+        the phase that begins there, wherever it is listed.
+        """
+        self._moved = scheduler, move_first(trainer, scheduler)
 
     def complete(self, checkpoint: Mapping[str, Any], progress: Mapping[str, Any] | None) -> None:
         """Find the state of the callbacks that drive in a checkpoint, however it has been written.
@@ -122,6 +134,9 @@ class Wiring:
                 if callback is form:
                     callbacks[index] = own
         self._replaced.clear()
+        if self._moved is not None:
+            move_back(trainer, *self._moved)
+            self._moved = None
         for driver in (self.early_stopping, self.checkpoint):
             if driver is not None:
                 driver.let_go()
@@ -134,8 +149,9 @@ class Wiring:
 def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     """Make the trainer hold the callbacks that drive the phases, in place.
 
-    Of several of a kind, one drives: a multi-phase form, else the first that monitors something. An object of another
-    class is replaced by a multi-phase form that shares its state; the others stay as they are.
+    Of several of a kind, one drives: a multi-phase form, else the first that monitors something and keeps what can be
+    restored. An object of another class is replaced by a multi-phase form that shares its state; the others stay as
+    they are, and so does one that monitors nothing.
 
     Args:
         trainer: The trainer whose callbacks are looked at.
@@ -144,9 +160,10 @@ def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     """
     callbacks = callbacks_of(trainer)
     wiring = Wiring()
-    for callback in callbacks:
-        if is_default_checkpoint(callback, trainer):  # it saves each epoch and knows no best
-            vars(callback)["monitor"] = DEFAULT_MONITOR
+    kinds = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    if checkpoint and len(kinds) == 1 and is_default_checkpoint(kinds[0], trainer):
+        # The trainer's own, as far as anybody can tell: it saves each epoch and knows no best.
+        vars(kinds[0])["monitor"] = DEFAULT_MONITOR
     stoppings = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
     if (stopping := _driver(stoppings, FTSEarlyStopping)) is not None:
         wiring.early_stopping = _multi_phase(stopping, FTSEarlyStopping)
@@ -162,6 +179,7 @@ def wire(trainer: Trainer, *, early_stopping: bool, checkpoint: bool) -> Wiring:
     elif checkpoint:
         wiring.checkpoint = FTSCheckpoint(monitor=DEFAULT_MONITOR)
         callbacks.append(wiring.checkpoint)
+        savings = [*savings, wiring.checkpoint]
     wiring.lines += _lines(wiring.early_stopping, stoppings, "the others stop the session")
     wiring.lines += _lines(wiring.checkpoint, savings, "the others only save")
     return wiring
@@ -192,8 +210,14 @@ def _driver(candidates: Sequence[Callback], multi_phase: type[C]) -> Callback | 
     explicit: list[Callback] = [callback for callback in candidates if isinstance(callback, multi_phase)]
     monitoring: list[Callback] = [callback for callback in candidates if getattr(callback, "monitor", None) is not None]
     best: list[Callback] = [callback for callback in explicit if callback in monitoring]
-    chosen: list[Callback] = [*best, *explicit, *monitoring]
+    usable: list[Callback] = [callback for callback in monitoring if _keeps_states(callback)]
+    chosen: list[Callback] = [*best, *usable, *monitoring, *explicit]
     return chosen[0] if chosen else None
+
+
+def _keeps_states(callback: Callback) -> bool:
+    """Whether what a callback saves could be restored; early stopping saves nothing that could not."""
+    return not isinstance(callback, ModelCheckpoint) or not (callback.save_top_k == 0 or callback.save_weights_only)
 
 
 def _multi_phase(callback: Callback, multi_phase: type[C]) -> C:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -17,19 +17,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from .before import Before
 from .gradients import GradientWatch
-from .monitor import Monitor, Patience, mode_problems
+from .monitor import Mode, Monitor, Patience, mode_problems
 from .optim.build import SchedulerSettings
 from .plan import Plan
 from .prepare import prepare
 from .ranks import OneProcess, Ranks
-from .schedule.schedule import Schedule
+from .schedule.schedule import Schedule, ScheduleSource
 from .session import Report, Session
 from .settings import Settings
 from .state import read_as
-from .steps import StepCounter
+from .steps import StepCounter, when_loaded
 from .thaw import FrozenModulesMode
 from .transitions import Listener, Moment, Progress, Reason, Transition
 from .view import ModelView
+
+log = logging.getLogger("finetuning_scheduler")
 
 
 class PhaseRunner:
@@ -66,14 +68,14 @@ class PhaseRunner:
         self,
         model: nn.Module | ModelView,
         optimizer: Optimizer,
-        schedule: Schedule | Mapping[Any, Any] | str | PathLike[str] | None = None,
+        schedule: ScheduleSource | None = None,
         *,
         lr_schedulers: Iterable[LRScheduler] = (),
         max_depth: int = -1,
         base_max_lr: float | None = 1e-5,
         no_decay: Collection[str] = (),
         patience: int | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Mode = "min",
         min_delta: float = 0.0,
         restore_best: bool = True,
         enforce_phase0_params: bool = True,
@@ -119,12 +121,26 @@ class PhaseRunner:
             report=report,
         )
         self.session.announce(prepared)
-        self.finished = False
+        self._diverged = False
+        self._report = report or log.log
+        self._ended: Reason | None = None  # why the last phase has
+        self._optimizer_is_loaded = True
         self._ranks = ranks or OneProcess()
         self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
         self.session.listeners.append(self.gradients)
         self._epoch = self._step = 0
         self.session.begin()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the session has ended.
+
+        One that was saved when it had, and is loaded with a greater ``max_depth``, has not: it enters the next phase
+        when this is asked after the states of LR schedulers and optimizer have been loaded. Ask before the first batch.
+        """
+        if self._optimizer_is_loaded:
+            self._go_on()
+        return self._diverged or (self._ended is not None and not self.phases_remaining)
 
     @property
     def phase(self) -> int:
@@ -188,6 +204,11 @@ class PhaseRunner:
         A call counts if the optimizer has made a step since the last one: one that a gradient scaler has left out does
         not, nor does one in the middle of an accumulation.
         """
+        if (transition := self._go_on()) is not None:
+            self._steps.taken()
+            message = f"Phase {transition.left}, which had ended, has made a step too many: ask `finished` before."
+            self._report(logging.WARNING, message)
+            return transition
         self.gradients.step()
         if not self._steps.taken():
             return None
@@ -202,6 +223,7 @@ class PhaseRunner:
             metric: The monitored quantity. The best state is kept for it, and a value that is not finite ends the
                 session, as in PyTorch Lightning.
         """
+        self._go_on()
         self.gradients.epoch_end()
         progress = self.session.progress
         entered_after_last_step = 0 < self._step == progress.entry_step and progress.entry_epoch == self._epoch
@@ -209,7 +231,7 @@ class PhaseRunner:
         if entered_after_last_step:
             # The phase has not trained yet: it begins with the coming epoch, as it does under Lightning.
             progress.entry_epoch = self._epoch
-        self.finished |= self._ranks.any(metric is not None and not math.isfinite(metric))
+        self._diverged |= self._ranks.any(metric is not None and not math.isfinite(metric))
         if metric is not None:
             self.monitor.observe(float(metric), self.session)
         if entered_after_last_step:
@@ -225,6 +247,7 @@ class PhaseRunner:
         Raises:
             ScheduleError: ``phase`` is before the present phase or beyond the last one.
         """
+        self._go_on()
         if phase != self.phase:
             with self.session.transition(self._loop_state()) as before:
                 self._enter(phase, Moment(self._epoch, self._step), Reason.REQUEST, before)
@@ -263,20 +286,40 @@ class PhaseRunner:
         loop = read_as(_SavedLoop, state["loop"]) if state.get("loop") is not None else None
         self.session.resume(session)
         if loop is not None:
-            self._epoch, self._step, self.finished = loop.epoch, loop.step, loop.finished
+            self._epoch, self._step = loop.epoch, loop.step
+            self._diverged, self._ended = loop.finished and loop.ended is None, loop.ended
             self.monitor.load_state_dict(state["loop"])
+            self._optimizer_is_loaded = False
+            when_loaded(self.optimizer, partial(setattr, self, "_optimizer_is_loaded", True))
+
+    @property
+    def _is_over(self) -> bool:
+        return self._diverged or self._ended is not None
+
+    @torch.inference_mode(mode=False)
+    def _go_on(self) -> Transition | None:
+        """Enter the phase that follows the one with which the session had ended, if there is one by now."""
+        if self._ended is None or not self.phases_remaining:
+            return None
+        return self._advance(Moment(self._epoch, self._step), self._ended)
 
     def _follow(self, moment: Moment) -> Transition | None:
         decision = self.session.decide(moment)
-        if self.finished or decision.reason is None:
+        if self._is_over or decision.reason is None:
             return None
         self.gradients.judge()
         if self.phases_remaining == 0:
-            self.finished = True
+            self._ended = decision.reason
             return None
+        return self._advance(moment, decision.reason)
+
+    def _advance(self, moment: Moment, reason: Reason) -> Transition:
+        """Restore the best state and enter the next phase."""
         with self.session.transition(self._loop_state()) as before:
+            before.undo.append(partial(setattr, self, "_ended", self._ended))
+            self._ended = None
             self.monitor.restore(self.session)
-            return self._enter(self.phase + 1, moment, decision.reason, before)
+            return self._enter(self.phase + 1, moment, reason, before)
 
     def _enter(self, phase: int, moment: Moment, reason: Reason, before: Before) -> Transition:
         """Enter a phase, in which the count of checks restarts."""
@@ -288,8 +331,9 @@ class PhaseRunner:
     def _loop_state(self) -> dict[str, Any]:
         if not self._epoch and not self._step:
             return {}
-        loop = {"epoch": self._epoch, "step": self._step, "finished": self.finished, **self.monitor.state_dict()}
-        return {"loop": loop}
+        ended = None if self._ended is None else self._ended.value
+        loop = {"epoch": self._epoch, "step": self._step, "finished": self._is_over, "ended": ended}
+        return {"loop": {**loop, **self.monitor.state_dict()}}
 
     def _phase_begun(self) -> None:
         self.monitor.begin_phase(self.session)
@@ -314,5 +358,6 @@ class _SavedLoop(BaseModel):
     epoch: int
     step: int
     finished: bool
+    ended: Reason | None = None  # why the last phase has, if that has finished the session
     patience: dict[Literal["best", "waited"], float | None]
     snapshot: dict[Literal["weights", "buffers", "optimizer_states"], Any] | None

@@ -16,6 +16,8 @@ from .session import Session
 from .snapshot import Snapshot
 from .transitions import Listener
 
+Mode = Literal["min", "max"]
+
 
 @dataclass
 class Patience:
@@ -25,7 +27,7 @@ class Patience:
     """
 
     limit: int
-    mode: Literal["min", "max"] = "min"
+    mode: Mode = "min"
     min_delta: float = 0.0
     best: float | None = None
     waited: int = 0

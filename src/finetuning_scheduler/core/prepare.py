@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import OptimizerError, Problem, ScheduleError, ScheduleFileError, joined
-from .optim.checks import check_against_model, check_phases
+from .optim.checks import check_phases
+from .optim.fitting import Groups, Places, check_against_model
+from .optim.growth import Step, growth_failure
 from .optim.initial import InitialGroups, initial_groups
 from .optim.param_groups import mesh_of
 from .optim.rates import rate_problems
-from .optim.schedulers import Step, growth_failure
 from .plan import GroupRules, Plan, block_numbers
 from .schedule.collapse import collapsed
 from .schedule.draft import draft
@@ -83,7 +84,8 @@ def prepare(
         if optimizer is not None:
             gate = _Gate(view, optimizer, lr_schedulers, settings)
             plan, initial = gate.plan(whole)
-            if wrong := [*gate.problems(plan), *gate.growth_problems(step)]:
+            places = Places(found.source, found.class_lines)
+            if wrong := [*gate.problems(plan, places), *gate.growth_problems(step)]:
                 errors.append(OptimizerError(wrong))
     if own:
         errors.append(ScheduleError(own))
@@ -126,6 +128,7 @@ class _Gate:
             merged.phases[0].params,
             no_decay=fragments,
             enforce=settings.enforce_phase0_params,
+            replaced=any(phase.new_optimizer is not None for phase in merged.phases),
         )
         layer_wise = any(phase.lr_decay is not None for phase in schedule.phases)
         rules = GroupRules(
@@ -140,13 +143,13 @@ class _Gate:
         plan = Plan.of(merged, view.sizes, rules, initial=initial.groups, max_depth=_depth(settings))
         return plan, initial
 
-    def problems(self, plan: Plan) -> list[Problem]:
+    def problems(self, plan: Plan, places: Places) -> list[Problem]:
         phases: list[Phase] = [state.limits for state in plan.phases]
-        counts = [len(plan.phases[0].groups), *(state.groups_before for state in plan.phases[1:])]
+        groups = [Groups(state.groups_before, len(state.groups) - state.groups_before) for state in plan.phases]
         sparse = sparse_parameters(self._view.plain)
         added = ((state.limits, state.new_groups) for state in plan.phases)
         return [
-            *check_against_model(phases, counts, self._optimizer, self._view.trained, sparse),
+            *check_against_model(phases, groups, self._optimizer, self._view.trained, sparse, places),
             *rate_problems(added, self._optimizer),
         ]
 
@@ -182,7 +185,8 @@ def read(source: ScheduleSource, model: nn.Module | ParameterIndex) -> Resolutio
         phase.model_copy(update=dict.fromkeys(checked.unusable.get(number, ())))
         for number, phase in enumerate(named.phases)
     )
-    return replace(named, phases=phases, errors=errors, warnings=(*named.warnings, *checked.warnings))
+    warnings = (*named.warnings, *checked.warnings)
+    return replace(named, phases=phases, errors=errors, warnings=warnings)
 
 
 def _device(model: nn.Module | ParameterIndex) -> torch.device | None:

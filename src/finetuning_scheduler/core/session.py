@@ -163,6 +163,14 @@ class Session:
                 listener.on_transition(transition)
         return transition
 
+    def thaw(self) -> None:
+        """Thaw what of the present phase something else than the session has frozen."""
+        present = (self.parameters[name] for name in self.trained_names)
+        if frozen := [parameter for parameter in present if not parameter.requires_grad]:
+            set_trainable(frozen, trainable=True)
+            for listener in self.listeners:
+                listener.after_thaw()
+
     @contextmanager
     def transition(self, driver: Mapping[str, Any] | None = None) -> Iterator[Before]:
         """Make a transition of what this block does: it is done, or it has not begun.
@@ -348,7 +356,7 @@ class Session:
         return replaced
 
     def _follow(self, present: PhaseState | None, target: PhaseState) -> list[tuple[str, str]]:
-        """Bring optimizer and schedulers into a state: replacements over the groups there are, then new groups."""
+        """Bring optimizer and schedulers into a state: a new optimizer over the groups there are, then new groups."""
         initial = self.plan.phases[0]
         if present is None and self._settings.enforce_phase0_params:
             arrange(self.optimizer, self.lr_schedulers, self.parameters, initial.groups)
@@ -360,24 +368,26 @@ class Session:
             replaced.append(self._replace_optimizer(target.optimizer, since.groups, scheduler_stays=stays))
         held = len(since.groups)
         if target.lr_scheduler is not None and target.lr_scheduler_since > since.lr_scheduler_since:
-            # The new scheduler is made over the groups that exist before its own phase adds any.
-            before = max(held, self.plan.phases[target.lr_scheduler_since].groups_before)
-            self._add_groups(target.groups[held:before])
+            # The scheduler before it follows the groups of the phases before, the new one is made over all.
+            installing = self.plan.phases[target.lr_scheduler_since]
+            before, after = installing.groups_before, len(installing.groups)
+            self._add_groups(target.groups[held:before], self.lr_schedulers)
+            self._add_groups(target.groups[before:after], ())
             later = target.optimizer_since > target.lr_scheduler_since
-            replaced.append(self._replace_scheduler(target.lr_scheduler, optimizer_is_later=later))
-            held = before
-        self._add_groups(target.groups[held:])
+            replaced.append(self._replace_scheduler(target.lr_scheduler, before, optimizer_is_later=later))
+            held = after
+        self._add_groups(target.groups[held:], self.lr_schedulers)
         for state in self.plan.phases[0 if present is None else present.index + 1 : target.index + 1]:
             if state.limits.lr_warmup_steps > 0:
                 groups = range(state.groups_before, len(state.groups))
                 self._warmup.start(state.index, groups, state.limits.lr_warmup_steps)
         return replaced
 
-    def _add_groups(self, groups: Sequence[PlannedGroup]) -> None:
+    def _add_groups(self, groups: Sequence[PlannedGroup], lr_schedulers: Iterable[LRScheduler]) -> None:
         apply_lambdas = self._settings.apply_lambdas_new_pgs
         if self._first_lr is not None:
             groups = [replace(group, lr=self._first_lr) if group.takes_first_lr else group for group in groups]
-        add_groups(self.optimizer, self.lr_schedulers, self.parameters, groups, apply_lambdas=apply_lambdas)
+        add_groups(self.optimizer, lr_schedulers, self.parameters, groups, apply_lambdas=apply_lambdas)
         self.group_names += [list(group.names) for group in groups]
 
     def _replace_optimizer(
@@ -386,7 +396,8 @@ class Session:
         old = self.optimizer
         in_use = scheduler_stays and any(map(reads_initial_lr, self.lr_schedulers))
         options = [group.options for group in groups]
-        self.optimizer = build_optimizer(spec, old, options, keep_initial_lr=in_use)
+        initial = len(self.plan.phases[0].groups)
+        self.optimizer = build_optimizer(spec, old, options, initial_groups=initial, keep_initial_lr=in_use)
         for scheduler in self.lr_schedulers:
             retarget(scheduler, self.optimizer)
         self._warmup.attach(self.optimizer)
@@ -394,9 +405,17 @@ class Session:
             self._first_optimizer = emptied(old)
         return f"optimizer {_name(self.optimizer)} replaces {_name(old)}", repr(self.optimizer)
 
-    def _replace_scheduler(self, spec: LRSchedulerSpec, *, optimizer_is_later: bool) -> tuple[str, str]:
+    def _replace_scheduler(
+        self, spec: LRSchedulerSpec, groups_before: int, *, optimizer_is_later: bool
+    ) -> tuple[str, str]:
         old = ", ".join(_name(scheduler) for scheduler in self.lr_schedulers) or "none"
-        scheduler = build_lr_scheduler(spec, self.optimizer, optimizer_is_later=optimizer_is_later)
+        scheduler = build_lr_scheduler(
+            spec,
+            self.optimizer,
+            groups_before=groups_before,
+            apply_lambdas=self._settings.apply_lambdas_new_pgs,
+            optimizer_is_later=optimizer_is_later,
+        )
         self.lr_schedulers = [scheduler]
         self.scheduler_settings = SchedulerSettings.of(spec)
         return f"LR scheduler {_name(scheduler)} replaces {old}", f"{spec.model_dump()}: {scheduler.state_dict()}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Problem
+from .schedule.values import plain
 from .thaw import FrozenModulesMode
 
 
@@ -37,6 +38,13 @@ class Settings:
     apply_lambdas_new_pgs: bool = False
     frozen_bn_track_running_stats: bool = True
     frozen_modules_mode: FrozenModulesMode = "train"
+
+    def __post_init__(self) -> None:
+        """Take scalars of numpy for the numbers and switches that they are."""
+        for name in ("max_depth", "base_max_lr", *_FLAGS):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        depth: Any = self.max_depth
+        object.__setattr__(self, "max_depth", -1 if depth is None else depth)
 
     def problems(self) -> Iterator[Problem]:
         """List what is not of the right kind."""
@@ -68,7 +76,7 @@ _FLAGS = ("restore_best", "enforce_phase0_params", "apply_lambdas_new_pgs", "fro
 
 def flag_problems(name: str, value: object) -> Iterator[Problem]:
     """Find a switch that is neither on nor off."""
-    if not isinstance(value, bool):
+    if not isinstance(plain(value), bool):
         yield Problem(f"expected `{name}` to be True or False, got {value!r}", fix="Use True or False.")
 
 

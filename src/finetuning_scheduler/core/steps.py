@@ -1,7 +1,8 @@
-"""Has the optimizer made a step? Its own hooks tell, and not the loop that has asked it to."""
+"""Has the optimizer made a step, or loaded its state? Its own hooks tell, and not the loop that has asked it to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -14,6 +15,19 @@ def stepping(optimizer: Optimizer) -> Optimizer | None:
         optimizer = inner
     # A class that leaves out its base class's constructor has none.
     return optimizer if hasattr(optimizer, "_optimizer_step_post_hooks") else None
+
+
+def when_loaded(optimizer: Optimizer, action: Callable[[], None]) -> None:
+    """Call a function once, when the optimizer has loaded its state next; at once if it cannot tell."""
+    if (inner := stepping(optimizer)) is None:
+        action()
+        return
+
+    def loaded(_: Optimizer) -> None:
+        handle.remove()
+        action()
+
+    handle = inner.register_load_state_dict_post_hook(loaded)
 
 
 class StepCounter:

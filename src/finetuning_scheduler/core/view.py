@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
+from ..errors import Problem, ScheduleError
 from .schedule.generate import parameter_size
 from .schedule.names import frozen_by_others
 from .schedule.schedule import Schedule
+from .schedule.wording import listed
 
 # What fully sharded data parallel, activation checkpointing and `torch.compile` call the module they wrap. State
 # dictionaries leave these out of their keys, apart from the last.
@@ -82,6 +85,28 @@ class ModelView:
         sizes = {name: parameter_size(parameter) for name, parameter in self.plain.named_parameters()}
         return {name: sum(sizes[held] for held in self.names_of[id(tensor)]) for name, tensor in self.trained.items()}
 
+    def renamed(self, named: Mapping[str, nn.Parameter]) -> ModelView:
+        """Return a view of the same model by other names of its parameters; what is not named is not in it.
+
+        Raises:
+            ScheduleError: These are no names, or names of something else.
+        """
+        given: Mapping[Any, Any] = named
+        wrong = [name for name, it in given.items() if not (isinstance(name, str) and name and id(it) in self.names_of)]
+        if wrong or not named:
+            got = f"something else under {listed([str(name) for name in wrong])}" if wrong else "none"
+            raise ScheduleError(
+                Problem(
+                    f"expected the parameters of the module, each under a name for schedules, got {got}",
+                    "Return a mapping of names to parameters of `named_parameters()`.",
+                )
+            )
+        return ModelView(self.model, named_structure(named, type(self.plain).__name__), named)
+
+    def names_for(self, names: Iterable[str], other: ModelView) -> tuple[str, ...]:
+        """Tell the names in another view of the tensors that have these names in this one."""
+        return tuple(dict.fromkeys(name for own in names for name in other.names_of[id(self.tensors[own])]))
+
     def merged(self, names: Iterable[str]) -> list[str]:
         """Leave out the names of parameters whose tensor has another name in :attr:`trained`."""
         return [name for name in names if name in self.trained or name not in self.tensors]
@@ -111,6 +136,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def without_values(shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
     """Make a parameter that takes no memory."""
     return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+
+
+def named_structure(named: Mapping[str, nn.Parameter], title: str) -> nn.Module:
+    """Make a module of a class with this title whose parameters, without values, have these dotted names."""
+    root: nn.Module = type(title, (nn.Module,), {})()
+    made: dict[int, nn.Parameter] = {}
+    for name, tensor in named.items():
+        *path, last = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module._modules[part] = nn.Module()  # under any name, also one that modules have an attribute of
+            module = module.get_submodule(part)
+        like = tensor if isinstance(tensor, UninitializedParameter) else without_values(tensor.shape, tensor.dtype)
+        module._parameters[last] = made.setdefault(id(tensor), like)
+    return root
 
 
 def structure_of(

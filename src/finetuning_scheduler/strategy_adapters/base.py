@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
+from os import PathLike
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from .._lightning import (
+    AttachableCallback,
     LightningModule,
+    Strategy,
     Trainer,
+    callbacks_of,
     hooks_ask_for_weights,
     load_model_and_precision,
     loads_in_its_own_way,
@@ -18,15 +22,22 @@ from .._lightning import (
 from ..core.held import WEIGHTS, Held, on_host
 from ..core.optim.states import state_by_name
 from ..core.optim.zero import forget_state
+from ..core.schedule.files import save_schedule
+from ..core.schedule.generate import generate
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
 from ..core.slim import fill_in, is_slim, names_of_keys
 from ..core.view import ModelView, plain_name
 from ..core.weights import ByName, loading_linearly
 from ..errors import Problem
-from .plain import load_plain, without_objects
+from .plain import load_plain, saved_position, without_objects
 
 T = TypeVar("T")
+
+
+def overrides(instance: object, base: type, name: str) -> bool:
+    """Whether a method is another than that of a base class, on whatever it has been set."""
+    return getattr(getattr(instance, name), "__func__", None) is not vars(base)[name]
 
 
 class StrategyAdapter:
@@ -48,16 +59,40 @@ class StrategyAdapter:
             RuntimeError: No fit has started.
         """
         if self._trainer is None:
-            raise RuntimeError("expected `connect` to be called before the adapter is used")
+            raise RuntimeError("expected an adapter in use, got one whose trainer has not begun")
         return self._trainer
 
-    def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test.
+    @trainer.setter
+    def trainer(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    @property
+    def pl_module(self) -> LightningModule:
+        """The module that is trained."""
+        return self.trainer.lightning_module
+
+    @property
+    def fts_handle(self) -> Any:
+        """The :class:`.FinetuningScheduler` of the trainer."""
+        return _scheduler_of(self.trainer)
+
+    @property
+    def pls_handle(self) -> Strategy:
+        """The strategy that is adapted."""
+        return self.trainer.strategy
+
+    def connect(self, fts_parent: Any) -> None:
+        """Called first of all hooks, before the module's ``configure_model``, in every fit, validation or test.
+
+        Args:
+            fts_parent: The :class:`.FinetuningScheduler`, which :attr:`fts_handle` is, too.
 
         Raises:
             ScheduleError: The trainer has something that the strategy's module cannot be set up with.
         """
-        self._trainer = trainer
+
+    def on_before_init_fts(self) -> None:
+        """Called in a fit's ``setup``, before the schedule is read; what it sets of the callback's arguments counts."""
 
     def on_model_configured(self) -> None:
         """Called when the module has its layers, before the strategy wraps or moves it and before optimizers are made.
@@ -69,15 +104,55 @@ class StrategyAdapter:
     def on_set_up(self) -> None:
         """Called when the strategy has set up the module and made the optimizers, or has failed to.
 
-        It is the place to take back what :meth:`on_model_configured` has lent to the strategy; nothing is frozen yet.
+        It is the place to take back what :meth:`on_model_configured` has lent to the strategy.
         """
 
     def view(self, module: LightningModule) -> ModelView:
         """Tell which tensors are trained for the parameters that the module had before the strategy set it up."""
         return ModelView.of(module)
 
+    def get_named_params_for_schedule_validation(self) -> Mapping[str, nn.Parameter]:
+        """Name the parameters as the schedule does; by default as :meth:`view` does.
+
+        With other names, the schedule is validated, generated and saved in these, and what is thawed for each is the
+        parameter itself. Parameters without a name stay frozen.
+        """
+        return self.view(self.trainer.lightning_module).tensors
+
+    def gen_ft_schedule(self, dump_loc: str | PathLike[str]) -> str | PathLike[str]:
+        """Write the schedule of a fit that is given none, and return its path.
+
+        An override is called on rank zero. Without one, what this writes is executed without being written first.
+
+        Args:
+            dump_loc: The directory.
+        """
+        view = schedule_view(self, self.view(self.trainer.lightning_module))
+        return save_schedule(generate(view.plain, frozen=view.frozen), view.plain, dump_loc)
+
+    def validate_ft_sched(self) -> tuple[int, int] | None:
+        """Called when a schedule that is right has been read, before anything is frozen; raise an error to refuse it.
+
+        ``self.fts_handle.ft_schedule`` is the schedule in full names.
+
+        Returns:
+            The deepest phase and the largest ``max_transition_epoch``, -1 if there is none. An override may return
+            ``None``, but no other deepest phase.
+        """
+        schedule: Schedule = _scheduler_of(self.trainer).ft_schedule
+        return len(schedule) - 1, max(phase.max_transition_epoch for phase in schedule.phases)
+
+    def on_after_init_fts(self) -> None:
+        """Called when the schedule has been read and all but phase 0 is frozen, before ``configure_optimizers``."""
+
+    def on_before_fts_fit_start(self) -> None:
+        """Called when the optimizers exist, before anything of them is checked or changed."""
+
     def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
-        """List what keeps a schedule from being executed under the strategy; asked before anything is frozen.
+        """List what keeps a schedule from being executed under the strategy.
+
+        Asked when the optimizers exist, and the model is in the state of phase 0; nothing of the optimizers has been
+        changed.
 
         Args:
             view: What :meth:`view` returned.
@@ -114,10 +189,11 @@ class StrategyAdapter:
             state_key: Key of the scheduler's state, which holds the phase and the names of the saved groups.
         """
         checkpoint = load_plain(self.trainer, path, state_key)
-        self._complete(checkpoint, path, session, checkpoint["callbacks"][state_key]["phase"])
+        progress = saved_position(checkpoint, path, state_key)
+        self._complete(checkpoint, path, session, progress["phase"])
         with loading_linearly(self.trainer.lightning_module):
             load_model_and_precision(self.trainer, checkpoint)
-        self._load_optimizer_state(checkpoint, session, state_key)
+        self._load_optimizer_state(checkpoint, session, progress)
 
     def why_from_disk(self) -> str | None:
         """Say why :meth:`restore` is what restores a checkpoint, even if its content is in memory; ``None`` if not."""
@@ -155,7 +231,7 @@ class StrategyAdapter:
         copy = None if targets is None else partial(by_name.copy, targets)
         with loading_linearly(trainer.lightning_module):
             load_model_and_precision(trainer, checkpoint, copy)
-        self._load_optimizer_state(checkpoint, session, state_key)
+        self._load_optimizer_state(checkpoint, session, saved_position(checkpoint, path, state_key))
 
     def spread(self, held: Held | None) -> Held:
         """Give every rank what rank zero holds."""
@@ -163,8 +239,9 @@ class StrategyAdapter:
             raise RuntimeError("expected rank zero to hold a checkpoint, got none")
         return held
 
-    def _load_optimizer_state(self, checkpoint: dict[str, Any], session: Session, state_key: str) -> None:
-        progress = checkpoint["callbacks"][state_key]
+    def _load_optimizer_state(
+        self, checkpoint: Mapping[str, Any], session: Session, progress: Mapping[str, Any]
+    ) -> None:
         states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
         state = session.optimizer_state_from(states, progress["phase"])
         forget_state(session.optimizer)
@@ -202,3 +279,18 @@ class StrategyAdapter:
     def from_rank_zero(self, value: T) -> T:
         """Give every rank the value that global rank zero has."""
         return self.trainer.strategy.broadcast(value, src=0)
+
+
+def _scheduler_of(trainer: Trainer) -> Any:
+    return next(each for each in callbacks_of(trainer) if isinstance(each, AttachableCallback))
+
+
+def schedule_view(adapter: StrategyAdapter, view: ModelView) -> ModelView:
+    """Tell a view by the names under which an adapter wants schedules to be validated.
+
+    Raises:
+        ScheduleError: These are names of other things than the parameters in ``view``.
+    """
+    if not overrides(adapter, StrategyAdapter, "get_named_params_for_schedule_validation"):
+        return view
+    return view.renamed(dict(adapter.get_named_params_for_schedule_validation()))

@@ -23,9 +23,10 @@ from ..core.optim.param_groups import group_names
 from ..core.schedule.wording import listed
 from ..core.session import Session
 from ..core.thaw import set_trainable
+from ..core.translation import progress_in
 from ..core.view import plain_name
-from ..errors import CheckpointError, Problem
-from .plain import METADATA, read_plainly, without_objects
+from ..errors import CheckpointError, Problem, in_file
+from .plain import METADATA, read_plainly, saved_position, without_objects
 
 _OPTIMIZER = "optimizer_0"  # Lightning's key of the only optimizer in a distributed checkpoint
 
@@ -55,14 +56,16 @@ def saved_progress(path: str, state_key: str, *, weights_only: bool | None) -> M
         CheckpointError: It is not there or cannot be read.
     """
     try:
-        callbacks: Mapping[str, Any] = saved_metadata(path, weights_only=weights_only).get("callbacks", {})
+        states = saved_metadata(path, weights_only=weights_only).get("callbacks")
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         message = f"expected a checkpoint to resume from, got {path} ({type(error).__name__}: {error})"
         fix = "Name a checkpoint that the same strategy has written."
         if isinstance(error, pickle.UnpicklingError):
             fix = "Keep other objects than tensors and plain values out of `save_hyperparameters`."
         raise CheckpointError(Problem(message, fix=fix)) from error
-    return callbacks.get(state_key)
+    with in_file(path):
+        progress: Mapping[str, Any] | None = progress_in(states, state_key)
+    return progress
 
 
 def resume(trainer: Trainer, path: str, session: Session, *, weights_only: bool | None) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def restore(trainer: Trainer, path: str, session: Session, state_key: str) -> No
     tensors = session.parameters
     with read_plainly(trainer, path) as foreign:
         _check_whole(path, session, weights_only=True)
-        progress = saved_metadata(path, weights_only=True)["callbacks"][state_key]
+        progress = saved_position(saved_metadata(path, weights_only=True), path, state_key)
         stand_in = session.emptied_optimizer(progress["phase"])
         stand_in.param_groups = [
             {**stand_in.defaults, "params": [tensors[name] for name in session.view.merged(names)]}

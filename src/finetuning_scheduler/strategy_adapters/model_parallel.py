@@ -10,7 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Activati
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from .._lightning import ModelParallelStrategy, Trainer, TrainerFn, saves_sharded_checkpoints
+from .._lightning import ModelParallelStrategy, TrainerFn, saves_sharded_checkpoints
 from ..core.optim.param_groups import mesh_of
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
@@ -32,9 +32,11 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
             ``configure_model``, so inner modules come before those that hold them; modules that are sharded already are
             left alone. Two more arguments can be written in a configuration file: ``act_ckpt``, activation
             checkpointing as ``"composable"``, ``"wrapped"`` or ``"wrapped_offload"`` (which also moves what is kept to
-            the CPU), and ``cpu_offload_policy``, ``True`` or the arguments of ``CPUOffloadPolicy``.
+            the CPU), alone or in a list with the arguments of ``torch.utils.checkpoint.checkpoint``, and
+            ``cpu_offload_policy``, ``True`` or the arguments of ``CPUOffloadPolicy``.
         fsdp_default_kwargs: Arguments of each module that gives none of that name. The mesh is the strategy's
-            ``data_parallel`` one unless given.
+            ``data_parallel`` one unless given. Here and in the plan ``mp_policy`` may be the arguments of
+            ``MixedPrecisionPolicy``, with types by name.
     """
 
     def __init__(
@@ -50,10 +52,10 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
     def _strategy(self) -> ModelParallelStrategy:
         return cast("ModelParallelStrategy", self.trainer.strategy)
 
-    def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer, before a callback that averages weights copies the module if it is listed later."""
-        super().connect(trainer)
-        if trainer.state.fn == TrainerFn.FITTING and (problems := list(averaged_weights(trainer))):
+    def connect(self, fts_parent: Any) -> None:
+        """Refuse averaged weights, before a callback that averages copies the module if it is listed later."""
+        super().connect(fts_parent)
+        if self.trainer.state.fn == TrainerFn.FITTING and (problems := list(averaged_weights(self.trainer))):
             raise ScheduleError(problems)
 
     def on_model_configured(self) -> None:

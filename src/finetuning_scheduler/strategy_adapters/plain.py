@@ -9,7 +9,8 @@ from typing import Any
 
 from .._lightning import FSDPStrategy, LightningModule, Trainer, datamodule_of, holds_weights
 from ..core.foreign import foreign_places, stand_ins
-from ..errors import CheckpointError, Problem
+from ..core.translation import progress_in
+from ..errors import CheckpointError, Problem, in_file
 
 METADATA = "meta.pt"  # beside a distributed checkpoint's shards, Lightning keeps everything that is no tensor here
 _HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
@@ -40,6 +41,20 @@ def load_plain(trainer: Trainer, path: str, state_key: str) -> dict[str, Any]:
     with read_plainly(trainer, path) as names:
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
     return without_objects(trainer, path, checkpoint, state_key) if names else checkpoint
+
+
+def saved_position(checkpoint: Mapping[str, Any], path: str, state_key: str) -> Mapping[str, Any]:
+    """Return the scheduler's state in a checkpoint: its phase, and the names of the parameters in each group.
+
+    Raises:
+        CheckpointError: It has none, or one of no known form.
+    """
+    with in_file(path):
+        progress = progress_in(checkpoint.get("callbacks"), state_key)
+        if not isinstance(progress, Mapping) or not {"phase", "parameter_groups"} <= progress.keys():
+            message = "expected a best checkpoint written with FinetuningScheduler, got one without its state"
+            raise CheckpointError(Problem(message, fix="Use restore_best=False, or resume from another checkpoint."))
+    return progress
 
 
 def without_objects(trainer: Trainer, path: str, checkpoint: Mapping[str, Any], state_key: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from torch.optim import LBFGS, SGD, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
 from finetuning_scheduler.core import PhaseRunner, resolve
+from finetuning_scheduler.core.optim.schedulers import ROWS
+from finetuning_scheduler.core.schedule.generate import PER_GROUP_ARGUMENTS
 from finetuning_scheduler.core.schedule.yaml_writer import write_schedule
 from finetuning_scheduler.errors import OptimizerError, ScheduleError, ScheduleFormatError, SelectorError
 
@@ -27,6 +29,7 @@ SUPPORTED = (
 STEP_LR = "torch.optim.lr_scheduler.StepLR"
 PLATEAU = "torch.optim.lr_scheduler.ReduceLROnPlateau"
 ONE_CYCLE = "torch.optim.lr_scheduler.OneCycleLR"
+CYCLIC = "torch.optim.lr_scheduler.CyclicLR"
 
 
 class Model(nn.Module):
@@ -60,6 +63,15 @@ class PerGroupExponential(ExponentialLR):
 
     def get_lr(self) -> list[Any]:
         return [lr * factor for lr, factor in zip(super().get_lr(), self.factors, strict=True)]
+
+
+class Weighted(ExponentialLR):
+    """Takes a list with an entry for each group, and hands it on to new ones."""
+
+    def __init__(self, optimizer: Optimizer, weights: list[float]) -> None:
+        if len(weights) != len(optimizer.param_groups):
+            raise ValueError(f"expected {len(optimizer.param_groups)} weights")
+        super().__init__(optimizer, gamma=min(weights))
 
 
 class Halving(LRScheduler):
@@ -485,6 +497,46 @@ def test_a_problem_in_a_file_names_its_line(
     assert str(error.value) == message
 
 
+WITH_THE_MODEL_IN_A_FILE = [
+    pytest.param(
+        "    init_pg_lrs:\n    - 0.1\n    - 0.2\n"
+        f"    lr_scheduler_init: {{class_path: {STEP_LR}, init_args: {{step_size: 1}}}}\n",
+        "schedule.yaml:6, phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 2. Fix: Leave "
+        "out the last one: the new group starts at the phase's own rate.",
+        id="init_pg_lrs",
+    ),
+    pytest.param(
+        f"    lr_scheduler_init:\n      class_path: {ONE_CYCLE}\n"
+        "      init_args:\n        total_steps: 9\n        max_lr: [0.1]\n",
+        "schedule.yaml:10, phase 1: expected `max_lr` to be one value or a list of 2, one per group (1 existing, 1 "
+        "new), got 1. Fix: Add one for the new group.",
+        id="max_lr",
+    ),
+    pytest.param(
+        "    lr_scheduler_init: {class_path: tests.core.optim.test_checks.Weighted, init_args: {weights: [0.5]}}\n",
+        "schedule.yaml:5, phase 1: tests.core.optim.test_checks.Weighted does not take `init_args` {'weights': [0.5]}: "
+        "expected 2 weights. Fix: Add one for the new group.",
+        id="a-list-of-the-users-own",
+    ),
+]
+
+
+@pytest.mark.parametrize(("new_lr_scheduler", "message"), WITH_THE_MODEL_IN_A_FILE)
+def test_a_wrong_number_of_values_in_a_file_names_its_line(
+    new_lr_scheduler: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    phases = f"0:\n  params: [head]\n1:\n  params: [upper]\n  new_lr_scheduler:\n{new_lr_scheduler}"
+    Path("schedule.yaml").write_text(phases)
+    with pytest.raises(OptimizerError) as error:
+        runner_of("schedule.yaml")
+    assert str(error.value) == message
+
+
+def test_the_arguments_that_a_generated_schedule_refuses_are_those_of_all_classes() -> None:
+    assert set(PER_GROUP_ARGUMENTS) == {name for row in ROWS for name in row.arguments}
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -550,6 +602,11 @@ WARNINGS = [
         id="optimizer-argument",
     ),
     pytest.param(
+        new_lr_scheduler(STEP_LR, {"step_size": 1, "optimizer": None}),
+        ["phase 1: `optimizer` among the LR scheduler's `init_args` is dropped; it gets the one in force."],
+        id="optimizer-argument-without-value",
+    ),
+    pytest.param(
         step_lr(pl_lrs_cfg={"intervall": "step"}),
         ["phase 1: unknown key 'intervall' in `pl_lrs_cfg` is ignored. Did you mean `interval`?"],
         id="similar-key",
@@ -592,8 +649,19 @@ class AgainstModel:
 
 AGAINST_MODEL = {
     "init_pg_lrs-too-many": AgainstModel(
-        "phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 2. Fix: Give 1 learning rates.",
+        "phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 3. Fix: Give 1 learning rates.",
+        step_lr(init_pg_lrs=[0.1, 0.2, 0.3]),
+    ),
+    "init_pg_lrs-with-the-new-group": AgainstModel(
+        "phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 2. Fix: Leave out the last one: "
+        "the new group starts at the phase's own rate.",
         step_lr(init_pg_lrs=[0.1, 0.2]),
+    ),
+    "init_pg_lrs-with-the-new-groups": AgainstModel(
+        "phase 1: expected `init_pg_lrs` to have 2 values, one per existing group, got 4. Fix: Leave out the last 2: "
+        "the new groups start at the phase's own rate.",
+        step_lr(init_pg_lrs=[0.1, 0.2, 0.3, 0.4]),
+        options={"no_decay": ["bias"]},
     ),
     "init_pg_lrs-too-few": AgainstModel(
         "phase 2: expected `init_pg_lrs` to have 2 values, one per existing group, got 1. Fix: Give 2 learning rates.",
@@ -610,23 +678,55 @@ AGAINST_MODEL = {
         step_lr(init_pg_lrs=[0.1, 0.2]),
     ),
     "min_lr": AgainstModel(
-        "phase 2: expected `min_lr` to be a number or 2 values, one per existing group, got 3. "
-        "Fix: Give a number or 2 values.",
-        phase_2=new_lr_scheduler(PLATEAU, {"min_lr": [0.1, 0.2, 0.3]}, pl_lrs_cfg={"monitor": "m"}),
+        "phase 2: expected `min_lr` to be one value or a list of 3, one per group (2 existing, 1 new), "
+        "got 4. Fix: Give one value or a list of 3.",
+        phase_2=new_lr_scheduler(PLATEAU, {"min_lr": [0.1, 0.2, 0.3, 0.4]}, pl_lrs_cfg={"monitor": "m"}),
     ),
-    "max_lr": AgainstModel(
-        "phase 2: torch.optim.lr_scheduler.OneCycleLR does not take `init_args` {'max_lr': [0.1, 0.2, 0.3], "
-        "'total_steps': 9}: max_lr must have the same length as optimizer.param_groups. max_lr has 3 values, "
-        "param_groups has 2. Fix: Correct its `init_args`.",
-        phase_2=new_lr_scheduler(ONE_CYCLE, {"max_lr": [0.1, 0.2, 0.3], "total_steps": 9}),
+    "min_lr-without-the-new-groups": AgainstModel(
+        "phase 1: expected `min_lr` to be one value or a list of 4, one per group (2 existing, 2 new), "
+        "got 2. Fix: Add 2 for the new groups.",
+        new_lr_scheduler(PLATEAU, {"min_lr": [0.1, 0.2]}, pl_lrs_cfg={"monitor": "m"}),
+        options={"no_decay": ["bias"]},
+    ),
+    **{
+        f"{class_path.rpartition('.')[2]}-{name}-without-the-new-group": AgainstModel(
+            f"phase 2: expected `{name}` to be one value or a list of 3, one per group (2 existing, 1 new), "
+            "got 2. Fix: Add one for the new group.",
+            phase_2=new_lr_scheduler(class_path, {**others, name: [0.1, 0.2]}),
+        )
+        for class_path, others, name in (
+            (ONE_CYCLE, {"total_steps": 9}, "max_lr"),
+            (ONE_CYCLE, {"total_steps": 9, "max_lr": 0.1}, "base_momentum"),
+            (ONE_CYCLE, {"total_steps": 9, "max_lr": 0.1}, "max_momentum"),
+            (CYCLIC, {"max_lr": 0.1}, "base_lr"),
+            (CYCLIC, {"base_lr": 0.1}, "max_lr"),
+            (CYCLIC, {"base_lr": 0.1, "max_lr": 0.2}, "base_momentum"),
+            (CYCLIC, {"base_lr": 0.1, "max_lr": 0.2}, "max_momentum"),
+            ("torch.optim.swa_utils.SWALR", {}, "swa_lr"),
+        )
+    },
+    "lr_lambda-without-the-new-group": AgainstModel(
+        "phase 2: expected `lr_lambda` to be one value or a list of 3, one per group (2 existing, 1 new), "
+        "got 2. Fix: Add one for the new group.",
+        phase_2=new_lr_scheduler("torch.optim.lr_scheduler.LambdaLR", {"lr_lambda": [float, float]}),
+    ),
+    "a-list-of-the-users-own": AgainstModel(
+        "phase 2: tests.core.optim.test_checks.Weighted does not take `init_args` {'weights': [1.0, 0.5]}: "
+        "expected 3 weights. Fix: Add one for the new group.",
+        phase_2=new_lr_scheduler("tests.core.optim.test_checks.Weighted", {"weights": [1.0, 0.5]}),
+    ),
+    "a-list-of-the-users-own-that-never-fits": AgainstModel(
+        "phase 2: tests.core.optim.test_checks.Weighted does not take `init_args` {'weights': [1.0]}: "
+        "expected 3 weights. Fix: Correct its `init_args`.",
+        phase_2=new_lr_scheduler("tests.core.optim.test_checks.Weighted", {"weights": [1.0]}),
     ),
     "both": AgainstModel(
         "2 problems found:\n"
-        "1. phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 2. "
-        "Fix: Give 1 learning rates.\n"
-        "2. phase 1: expected `min_lr` to be a number or 1 values, one per existing group, got 2. "
-        "Fix: Give a number or 1 values.",
-        new_lr_scheduler(PLATEAU, {"min_lr": [0.1, 0.2]}, pl_lrs_cfg={"monitor": "m"}, init_pg_lrs=[0.1, 0.2]),
+        "1. phase 1: expected `init_pg_lrs` to have 1 values, one per existing group, got 2. Fix: Leave out the last "
+        "one: the new group starts at the phase's own rate.\n"
+        "2. phase 1: expected `min_lr` to be one value or a list of 2, one per group (1 existing, 1 new), "
+        "got 1. Fix: Add one for the new group.",
+        new_lr_scheduler(PLATEAU, {"min_lr": [0.1]}, pl_lrs_cfg={"monitor": "m"}, init_pg_lrs=[0.1, 0.2]),
     ),
     "muon": AgainstModel(
         "phase 1: Muon optimizes matrices only, but this phase gives it head.bias, upper.bias. "
@@ -661,9 +761,21 @@ RIGHT_NUMBERS = [
     pytest.param(step_lr(init_pg_lrs=[0.1] * 2), step_lr(init_pg_lrs=[0.1] * 4), {"no_decay": ["bias"]}, id="no_decay"),
     pytest.param(
         {},
-        new_lr_scheduler(PLATEAU, {"min_lr": [0.1, 0.2]}, pl_lrs_cfg={"monitor": "m"}),
+        new_lr_scheduler(PLATEAU, {"min_lr": [0.1, 0.2, 0.3]}, pl_lrs_cfg={"monitor": "m"}),
         {},
         id="min_lr",
+    ),
+    pytest.param(
+        {},
+        new_lr_scheduler(PLATEAU, {"min_lr": [0.1] * 6}, pl_lrs_cfg={"monitor": "m"}, init_pg_lrs=[0.1] * 4),
+        {"no_decay": ["bias"]},
+        id="both-with-no_decay",
+    ),
+    pytest.param(
+        {},
+        new_lr_scheduler("tests.core.optim.test_checks.Weighted", {"weights": [1.0, 0.5, 0.25]}),
+        {},
+        id="a-list-of-the-users-own",
     ),
 ]
 

@@ -5,6 +5,7 @@ Here the matrix is run in full, with `PhaseRunner`; a part of it is run in Light
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from tests.reference.scheduler_matrix import (
     MATRIX,
     METRICS,
     NESTED,
+    NUMBERS,
     PHASE_LRS,
     ROWS,
     Case,
@@ -83,6 +85,23 @@ def test_a_new_group_starts_at_exactly_the_learning_rate_of_its_phase(case: Case
     starts = {len(step.lrs): step.lrs[-1] for step in reversed(seen)}
     assert starts[3] == PHASE_LRS[1]
     assert starts[4] == PHASE_LRS[2]
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_among_the_arguments_holds_for_the_new_group_too(name: str, interval: str) -> None:
+    case = Case(NUMBERS[name], interval, reinitialised=True)
+    user = replace(case, row=replace(NUMBERS[name], factory=ROWS[name].make))
+    assert by_runner(user) == by_hand(user)
+
+
+@pytest.mark.parametrize("kind", [schedulers.LambdaLR, schedulers.MultiplicativeLR])
+def test_a_group_under_a_new_scheduler_starts_at_its_own_lambda_if_asked(kind: type[LRScheduler]) -> None:
+    case = Case(ROWS[kind.__name__], "step", reinitialised=True, apply_lambdas=True)
+    case = replace(case, row=replace(case.row, reinit={"lr_lambda": [one, one, factor]}))
+    seen = by_runner(case)
+    assert seen == by_hand(case)
+    assert next(step.lrs[2] for step in seen if len(step.lrs) == 3) == PHASE_LRS[1] * factor(0) != PHASE_LRS[1]
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
@@ -150,5 +169,5 @@ def test_schedule_factories_of_transformers(name: str, apply_lambdas: bool) -> N
     def make(optimizer: Optimizer) -> LRScheduler:
         return getattr(transformers.optimization, name)(optimizer, **FACTORIES[name])
 
-    case = Case(Row(schedulers.LambdaLR, {}, None, make), "step", apply_lambdas=apply_lambdas)
+    case = Case(Row(schedulers.LambdaLR, factory=make), "step", apply_lambdas=apply_lambdas)
     assert by_runner(case) == by_hand(case)

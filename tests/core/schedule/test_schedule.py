@@ -38,7 +38,7 @@ def _message(source: Any) -> str:
 def test_every_field_is_read() -> None:
     schedule = Schedule.parse(FULL)
     first, second = schedule.phases
-    assert (len(schedule), schedule[0], schedule[-1]) == (2, first, second)
+    assert (len(schedule), schedule[0], schedule[1]) == (2, first, second)
     assert first == Phase(params=("head",), max_transition_epoch=3)
     assert second.max_transition_step == 0
     assert second.lr == 1e-06

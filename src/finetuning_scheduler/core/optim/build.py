@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLR
 
 from ..schedule.model import LRSchedulerSpec, OptimizerSpec
 from .param_groups import like
-from .schedulers import KEYS_IN_GROUPS
+from .schedulers import KEYS_IN_GROUPS, restart
 
 # In a group: the learning rate of its optimizer, until the scheduler that still reads `initial_lr` is replaced.
 _NEXT_INITIAL_LR = "next_initial_lr"
@@ -45,17 +45,24 @@ class SchedulerSettings:
 
 
 def build_optimizer(
-    spec: OptimizerSpec, old: Optimizer, overrides: Sequence[Mapping[str, Any]], *, keep_initial_lr: bool = False
+    spec: OptimizerSpec,
+    old: Optimizer,
+    overrides: Sequence[Mapping[str, Any]],
+    *,
+    initial_groups: int,
+    keep_initial_lr: bool = False,
 ) -> Optimizer:
     """Make a phase's optimizer over the groups of the one before, without its state.
 
     Each group keeps its present learning rate; the new optimizer's own learning rate, if it names one, becomes the
-    ``initial_lr``, from which an LR scheduler made in this or a later phase starts.
+    ``initial_lr`` of phase 0's groups, from which an LR scheduler made in this or a later phase starts. Groups of later
+    phases keep the one that their phase gave them.
 
     Args:
         spec: The class and its arguments.
         old: The optimizer to replace.
         overrides: For each group, the options in which it differs from the other groups, such as ``weight_decay``.
+        initial_groups: How many groups, the first ones, are phase 0's.
         keep_initial_lr: Leave ``initial_lr`` alone, since a scheduler that stays in force reads it at each step.
     """
     arguments = spec.optimizer_init.init_args
@@ -65,17 +72,19 @@ def build_optimizer(
         for g in old.param_groups
     ]
     new: Optimizer = import_class(spec.optimizer_init.class_path)(groups, **arguments)
-    for group, old_group, override in zip(new.param_groups, old.param_groups, overrides, strict=True):
+    for index, (group, old_group, override) in enumerate(
+        zip(new.param_groups, old.param_groups, overrides, strict=True)
+    ):
         group.update({key: value for key, value in override.items() if key in new.defaults})
         # The scheduler in force goes on with the new groups.
         group.update({key: old_group[key] for key in KEYS_IN_GROUPS if key in old_group})
         if old_group["lr"] is not None:  # else the one before has set its steps itself
             group["lr"] = like(group["lr"], old_group["lr"])
-        own = "lr" in arguments and not keep_initial_lr
-        initial = arguments["lr"] if own else old_group.get("initial_lr", group["lr"])
-        group["initial_lr"] = like(group["lr"], initial)
-        if keep_initial_lr and "lr" in arguments:
-            group[_NEXT_INITIAL_LR] = like(group["lr"], arguments["lr"])
+        group["initial_lr"] = like(group["lr"], old_group.get("initial_lr", group["lr"]))
+        if "lr" in arguments and index < initial_groups:
+            group[_NEXT_INITIAL_LR if keep_initial_lr else "initial_lr"] = like(group["lr"], arguments["lr"])
+        elif _NEXT_INITIAL_LR in old_group:
+            group[_NEXT_INITIAL_LR] = like(group["lr"], old_group[_NEXT_INITIAL_LR])
     return new
 
 
@@ -103,19 +112,30 @@ def steps_by_lr(spec: OptimizerSpec) -> bool:
     return empty_optimizer(spec).defaults.get("lr", 0.0) is not None
 
 
-def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer, *, optimizer_is_later: bool = False) -> LRScheduler:
-    """Make a phase's LR scheduler over the existing groups, which first get the learning rates it starts from.
+def build_lr_scheduler(
+    spec: LRSchedulerSpec,
+    optimizer: Optimizer,
+    *,
+    groups_before: int,
+    apply_lambdas: bool = False,
+    optimizer_is_later: bool = False,
+) -> LRScheduler:
+    """Make a phase's LR scheduler over all groups, which first get the learning rates it starts from.
 
-    These are ``init_pg_lrs``, else the present ones if ``use_current_optimizer_pg_lrs``, else the groups'
-    ``initial_lr``, else the present ones.
+    For those that existed before the phase these are ``init_pg_lrs``, else the present ones if
+    ``use_current_optimizer_pg_lrs``, else the groups' ``initial_lr``, else the present ones. The phase's own start at
+    exactly the learning rate that they were added with, whatever the scheduler does at first.
 
     Args:
         spec: The class and its arguments.
         optimizer: The optimizer in force.
+        groups_before: How many groups, the first ones, existed before the phase.
+        apply_lambdas: Let the phase's groups start at their learning rate times the present value of their
+            ``lr_lambda``.
         optimizer_is_later: Whether a later phase has installed it, so that the scheduler was made over another one: it
             has then stopped to cycle a momentum that this one does not have.
     """
-    for index, group in enumerate(optimizer.param_groups):
+    for index, group in enumerate(optimizer.param_groups[:groups_before]):
         if spec.init_pg_lrs is not None:
             lr = spec.init_pg_lrs[index]
         elif spec.use_current_optimizer_pg_lrs:
@@ -130,7 +150,9 @@ def build_lr_scheduler(spec: LRSchedulerSpec, optimizer: Optimizer, *, optimizer
     has_momentum = "momentum" in optimizer.defaults or "betas" in optimizer.defaults
     if optimizer_is_later and issubclass(kind, (OneCycleLR, CyclicLR)) and not has_momentum:
         arguments["cycle_momentum"] = False
+    rates = [like(group["lr"], group["lr"]) for group in optimizer.param_groups[groups_before:]]
     scheduler: LRScheduler = kind(optimizer, **arguments)
+    restart(scheduler, groups_before, rates, apply_lambdas=apply_lambdas)
     return scheduler
 
 

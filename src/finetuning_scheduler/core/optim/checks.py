@@ -1,39 +1,35 @@
-"""Do these optimizer and LR scheduler classes take these arguments, and do they suit the model?
+"""Do these optimizer and LR scheduler classes take these arguments?
 
-Each class is made on stand-in parameters, so that wrong arguments are found before training. The checks come in two
-parts: what a schedule says by itself, and what depends on the model and its optimizer.
+Each class is made on stand-in parameters, so that wrong arguments are found before training. Here is what a schedule
+says by itself; what depends on the model and its optimizer is in :mod:`.fitting`.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import nn
-from torch.optim import LBFGS, Muon, Optimizer, SparseAdam
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ...errors import Problem
 from ..schedule.model import ClassInit, LRSchedulerSpec, OptimizerSpec, Phase
-from ..schedule.wording import closest, did_you_mean, listed
+from ..schedule.wording import closest, did_you_mean
 from .build import SchedulerSettings, import_class, is_imported
-from .schedulers import SUPPORTED_LR_SCHEDULERS, growth_failure
-from .stand_ins import OptimizerFactory, adam, factory_like, factory_of, step_scheduler, step_stand_in
+from .growth import growth_failure
+from .schedulers import SUPPORTED_LR_SCHEDULERS
+from .stand_ins import OptimizerFactory, adam, factory_of, step_scheduler, step_stand_in
 
-_ONE_GROUP = "{} has one parameter group only, but each phase adds one"
+ONE_GROUP = "{} has one parameter group only, but each phase adds one"
 
 _BASES: Mapping[str, type[Any]] = {"new_optimizer": Optimizer, "new_lr_scheduler": LRScheduler}
 _LONGEST_ARGUMENTS = 1_000
 _MOST_GROUPS = 256  # of a trial before the model is known
 Complaint = tuple[str, str]  # what is wrong, what to do about it
-
-
-# --- what a schedule says by itself -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -81,7 +77,7 @@ def check_phases(
             complaints["new_lr_scheduler"] = list(_scheduler_complaints(phase.new_lr_scheduler, optimizer_factory))
             checked.warnings += _scheduler_notes(phase.new_lr_scheduler, number)
         for key, found in complaints.items():
-            checked.problems += _located(found, number, source, (lines or {}).get((number, key)))
+            checked.problems += located(found, number, source, (lines or {}).get((number, key)))
             if found:
                 checked.unusable.setdefault(number, []).append(key)
     return checked
@@ -101,9 +97,10 @@ def _inits(phase: Phase) -> dict[str, ClassInit]:
     return inits if scheduler is None else {**inits, "new_lr_scheduler": scheduler.lr_scheduler_init}
 
 
-def _located(
+def located(
     complaints: Iterable[Complaint], phase: int, source: str | None = None, line: int | None = None
 ) -> list[Problem]:
+    """Make problems of complaints about a phase."""
     return [Problem(message, fix, source, line, phase) for message, fix in complaints]
 
 
@@ -190,7 +187,7 @@ def _arguments(init: ClassInit) -> str:
 def refused_optimizer(kind: type[Optimizer]) -> str | None:
     """Say why an optimizer class cannot be installed during a session, or return ``None``."""
     if issubclass(kind, LBFGS):
-        return _ONE_GROUP.format(kind.__name__)
+        return ONE_GROUP.format(kind.__name__)
     if kind.__name__ == "ZeroRedundancyOptimizer":
         return "ZeroRedundancyOptimizer spreads its state over ranks when it is made and cannot take over groups"
     return None
@@ -217,8 +214,8 @@ def _scheduler_complaints(spec: LRSchedulerSpec, optimizer_factory: OptimizerFac
             f"expected {init.class_path} to have a metric to wait for, got no `monitor`",
             ("Name a logged metric as `monitor` in `pl_lrs_cfg`."),
         )
-    groups = len(spec.init_pg_lrs) if spec.init_pg_lrs is not None else _listed_groups(init.init_args)
-    yield from _construction_complaint(spec, lambda: optimizer_factory(groups))
+    groups = _listed_groups(init.init_args)
+    yield from construction_complaints(spec, lambda: optimizer_factory(groups))
 
 
 def _listed_groups(arguments: Mapping[str, Any]) -> int:
@@ -227,7 +224,8 @@ def _listed_groups(arguments: Mapping[str, Any]) -> int:
     return min(max(map(len, lists), default=1), _MOST_GROUPS) or 1
 
 
-def _construction_complaint(spec: LRSchedulerSpec, make: Callable[[], Optimizer]) -> Iterator[Complaint]:
+def construction_complaints(spec: LRSchedulerSpec, make: Callable[[], Optimizer]) -> Iterator[Complaint]:
+    """Say why an LR scheduler cannot be made over a stand-in, cannot step, or cannot follow new groups."""
     init = spec.lr_scheduler_init
     kind = import_class(init.class_path)
     arguments = {key: value for key, value in init.init_args.items() if key != "optimizer"}
@@ -262,76 +260,5 @@ def import_problems(phases: Iterable[Phase]) -> list[Problem]:
     for number, phase in enumerate(phases):
         for key, init in _inits(phase).items():
             if (complaint := _class_complaint(init, key)) is not None:
-                problems += _located([complaint], number)
+                problems += located([complaint], number)
     return problems
-
-
-def check_against_model(
-    phases: Sequence[Phase],
-    group_counts: Sequence[int],
-    optimizer: Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    sparse: frozenset[str] = frozenset(),
-) -> list[Problem]:
-    """Check numbers of groups, and optimizers that suit only some parameters.
-
-    Args:
-        phases: The phases to execute, with full parameter names.
-        group_counts: How many parameter groups exist when each phase is entered, before its own are added.
-        optimizer: The optimizer of phase 0.
-        parameters: The model's parameters by name.
-        sparse: Names of parameters whose gradients are sparse.
-    """
-    problems: list[Problem] = []
-    kind: type[Optimizer] = type(optimizer)
-    device = next((parameter.device for parameter in parameters.values()), None)
-    factory = factory_like(optimizer)
-    held: list[str] = []
-    for number, (phase, groups) in enumerate(zip(phases, group_counts, strict=True)):
-        held += phase.params
-        if phase.new_optimizer is not None:
-            kind = import_class(phase.new_optimizer.optimizer_init.class_path)
-            factory = factory_of(phase.new_optimizer, device)
-        if issubclass(kind, (Muon, SparseAdam)):
-            concerned = held if phase.new_optimizer is not None else list(phase.params)
-            problems += _located(_parameter_complaints(kind, concerned, parameters, sparse), number)
-        if number > 0 and kind is type(optimizer) and issubclass(kind, LBFGS):
-            problems += _located([(_ONE_GROUP.format(kind.__name__), "Choose another optimizer.")], number)
-        if phase.new_lr_scheduler is not None:
-            complaints = list(_count_complaints(phase.new_lr_scheduler, groups))
-            complaints = complaints or list(_construction_complaint(phase.new_lr_scheduler, partial(factory, groups)))
-            problems += _located(complaints, number)
-    return problems
-
-
-def _parameter_complaints(
-    kind: type[Optimizer], names: Sequence[str], parameters: Mapping[str, nn.Parameter], sparse: frozenset[str]
-) -> Iterator[Complaint]:
-    if issubclass(kind, Muon):
-        others = [name for name in names if parameters[name].dim() != 2]
-        if others:
-            yield (
-                f"Muon optimizes matrices only, but this phase gives it {listed(others, limit=3)}",
-                ("Thaw these with another optimizer."),
-            )
-    if issubclass(kind, SparseAdam):
-        dense = [name for name in names if name not in sparse]
-        if dense:
-            yield (
-                f"SparseAdam needs sparse gradients, but this phase gives it the dense {listed(dense, limit=3)}",
-                ("Use Adam, or thaw embeddings with sparse=True only."),
-            )
-
-
-def _count_complaints(spec: LRSchedulerSpec, groups: int) -> Iterator[Complaint]:
-    if spec.init_pg_lrs is not None and len(spec.init_pg_lrs) != groups:
-        yield (
-            f"expected `init_pg_lrs` to have {groups} values, one per existing group, got {len(spec.init_pg_lrs)}",
-            (f"Give {groups} learning rates."),
-        )
-    minima = spec.lr_scheduler_init.init_args.get("min_lr")
-    if isinstance(minima, list) and len(minima) != groups:
-        yield (
-            f"expected `min_lr` to be a number or {groups} values, one per existing group, got {len(minima)}",
-            (f"Give a number or {groups} values."),
-        )

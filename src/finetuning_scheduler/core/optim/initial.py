@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from .param_groups import NamedParameters, Options, PlannedGroup, group_names, is_foreign, mesh_of
@@ -40,6 +40,7 @@ def initial_groups(
     *,
     no_decay: Collection[str],
     enforce: bool,
+    replaced: bool = False,
 ) -> InitialGroups:
     """Plan groups of exactly phase 0's parameters, with the hyper-parameters the user gave their groups.
 
@@ -52,6 +53,8 @@ def initial_groups(
         wanted: The names of phase 0's parameters.
         no_decay: Fragments of names; parameters that had no group get one without weight decay if they match.
         enforce: If not set, the groups stay as they are.
+        replaced: Whether a phase installs another optimizer. Its weight decay exempts what matches even if this one has
+            none.
     """
     written = ("momentum", "betas") if any(map(cycles_momentum, lr_schedulers)) else ()
     defaults = {key: value for key, value in optimizer.defaults.items() if key not in written}
@@ -60,7 +63,7 @@ def initial_groups(
     options = {name: deviating[index] for index, names in enumerate(held) for name in names}
     differences = None
     if enforce:
-        members = list(_enforced(optimizer, held, wanted, no_decay))
+        members = list(_enforced(optimizer, held, wanted, no_decay, replaced=replaced))
         options |= {name: {**deviating[index], **more} for index, names, more in members for name in names}
         members = _split_by_mesh(members, parameters)
     else:
@@ -90,7 +93,12 @@ _Member = tuple[int, list[str], dict[str, Any]]  # the user's group, names, and 
 
 
 def _enforced(
-    optimizer: Optimizer, held: Sequence[Sequence[str]], wanted: Sequence[str], no_decay: Collection[str]
+    optimizer: Optimizer,
+    held: Sequence[Sequence[str]],
+    wanted: Sequence[str],
+    no_decay: Collection[str],
+    *,
+    replaced: bool,
 ) -> Iterator[_Member]:
     """Yield what stays of each group, split by weight decay unless the user's groups set it themselves.
 
@@ -104,7 +112,8 @@ def _enforced(
     default = optimizer.defaults.get("weight_decay")
     user_decides = any(group.get("weight_decay") != default for group in optimizer.param_groups)
     candidates = missing if user_decides else kept
-    exempt = {name for name in candidates if default is not None and is_exempt(name, no_decay)}
+    decays = default is not None or (replaced and not isinstance(optimizer, LBFGS))  # which has one group only
+    exempt = {name for name in candidates if decays and is_exempt(name, no_decay)}
     for index, names in enumerate(held):
         adopted = missing if index == first else []
         staying = [*(name for name in names if name in kept or is_foreign(name)), *adopted]

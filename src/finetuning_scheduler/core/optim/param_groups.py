@@ -133,7 +133,8 @@ def arrange(
     sources = [planned.source or 0 for planned in groups]
     for position, (planned, source) in enumerate(zip(groups, sources, strict=True)):
         group = present[source] if source not in sources[:position] else _copied(pristine[source])
-        group.update(planned.options, params=[tensors[name] for name in planned.names])
+        group.update({key: value for key, value in planned.options.items() if key in optimizer.defaults})
+        group["params"] = [tensors[name] for name in planned.names]
         if "param_names" in group:
             group["param_names"] = list(planned.names)
         arranged.append(group)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
     ConstantLR,
@@ -34,7 +31,6 @@ from torch.optim.swa_utils import SWALR
 
 ParameterGroup = dict[str, Any]
 Grow = Callable[[Any, ParameterGroup, ParameterGroup], None]
-Step = Callable[[LRScheduler], None]
 
 
 def _nothing(scheduler: Any, group: ParameterGroup, reference: ParameterGroup) -> None:
@@ -74,37 +70,53 @@ class Row:
         kind: The class; its subclasses follow it.
         lists: Attributes with one entry a group.
         keys: What it keeps in the groups themselves.
+        arguments: Arguments of its constructor that can be a list with one entry a group.
         grow: Gives a new group its entries, in proportion to those of a reference group where they are learning rates.
     """
 
     kind: type[LRScheduler]
     lists: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
     grow: Grow = _nothing
 
 
 _CYCLE_KEYS = ("max_lr", "min_lr", "max_momentum", "base_momentum")
+_MOMENTA = ("base_momentum", "max_momentum")
+_FUNCTIONS = ("lr_lambda",)
 ROWS = (
     Row(StepLR),
     Row(MultiStepLR),
     Row(CosineAnnealingWarmRestarts),
-    Row(ReduceLROnPlateau, lists=("min_lrs",), grow=_minimum),
-    Row(LambdaLR, lists=("lr_lambdas",)),  # their functions are added by `grow`, which is asked whether to apply them
+    Row(ReduceLROnPlateau, lists=("min_lrs",), arguments=("min_lr",), grow=_minimum),
+    # their functions are added by `grow`, which is asked whether to apply them
+    Row(LambdaLR, lists=("lr_lambdas",), arguments=_FUNCTIONS),
     Row(ConstantLR),
     Row(LinearLR),
     Row(ExponentialLR),
     Row(CosineAnnealingLR),
-    Row(MultiplicativeLR, lists=("lr_lambdas",)),
+    Row(MultiplicativeLR, lists=("lr_lambdas",), arguments=_FUNCTIONS),
     Row(PolynomialLR),
-    Row(OneCycleLR, keys=_CYCLE_KEYS, grow=_one_cycle),
-    Row(CyclicLR, lists=("max_lrs", "base_momentums", "max_momentums"), keys=_CYCLE_KEYS, grow=_cyclic),
+    Row(OneCycleLR, keys=_CYCLE_KEYS, arguments=("max_lr", *_MOMENTA), grow=_one_cycle),
+    Row(
+        CyclicLR,
+        lists=("max_lrs", "base_momentums", "max_momentums"),
+        keys=_CYCLE_KEYS,
+        arguments=("base_lr", "max_lr", *_MOMENTA),
+        grow=_cyclic,
+    ),
     Row(SequentialLR),
     Row(ChainedScheduler),
-    Row(SWALR, keys=("swa_lr",), grow=_averaging),
+    Row(SWALR, keys=("swa_lr",), arguments=("swa_lr",), grow=_averaging),
 )
 SUPPORTED_LR_SCHEDULERS: tuple[type[LRScheduler], ...] = tuple(row.kind for row in ROWS)
 KEYS_IN_GROUPS = tuple(dict.fromkeys(key for row in ROWS for key in row.keys))
 _PER_GROUP_LISTS = ("base_lrs", "_last_lr", *dict.fromkeys(name for row in ROWS for name in row.lists))
+
+
+def row_of(kind: type[LRScheduler]) -> Row:
+    """Return what is known of a class of LR schedulers."""
+    return next((row for row in ROWS if issubclass(kind, row.kind)), Row(kind))
 
 
 def nested(scheduler: LRScheduler) -> Iterator[LRScheduler]:
@@ -161,7 +173,7 @@ def grow(
     """
     at_work = list(active(scheduler))
     for each in nested(scheduler):
-        row = next((row for row in ROWS if isinstance(each, row.kind)), Row(type(each)))
+        row = row_of(type(each))
         for group in groups:
             if isinstance(each, (LambdaLR, MultiplicativeLR)):
                 each.lr_lambdas.append(each.lr_lambdas[-1])
@@ -174,6 +186,29 @@ def grow(
         if hasattr(each, "_last_lr"):
             # a new list, since a scheduler shares it with those it is composed of
             each._last_lr = [*each._last_lr, *(_detached(group["lr"]) for group in groups)]
+
+
+def restart(scheduler: LRScheduler, first: int, rates: Sequence[Any], *, apply_lambdas: bool) -> None:
+    """Let groups that a scheduler was just made over start at their own learning rates; it acts from its next step on.
+
+    A warm-up or a cycle has already set the rates that it begins with. What else the scheduler keeps for these groups
+    (the peak of a cycle, a minimum) stays what its arguments say.
+
+    Args:
+        scheduler: The scheduler, with all it is composed of.
+        first: The position of the first of these groups.
+        rates: Their learning rates, which become their ``initial_lr`` too.
+        apply_lambdas: Where a scheduler has functions, start at the rate times the function's present value.
+    """
+    groups = scheduler.optimizer.param_groups
+    for position, rate in enumerate(rates, first):
+        groups[position].update(lr=_detached(rate), initial_lr=_detached(rate))
+        for each in active(scheduler) if apply_lambdas else ():
+            if isinstance(each, (LambdaLR, MultiplicativeLR)):
+                groups[position]["lr"] = groups[position]["lr"] * each.lr_lambdas[position](each.last_epoch)
+    for each in nested(scheduler):
+        if hasattr(each, "_last_lr"):
+            each._last_lr = [*each._last_lr[:first], *(_detached(group["lr"]) for group in groups[first:])]
 
 
 def select(scheduler: LRScheduler, indices: Sequence[int], group_count: int) -> None:
@@ -199,59 +234,6 @@ def retarget(scheduler: LRScheduler, optimizer: Optimizer) -> None:
         if isinstance(each, (OneCycleLR, CyclicLR)) and each.cycle_momentum:
             each.use_beta1 = "betas" in optimizer.defaults
             each.cycle_momentum = each.use_beta1 or "momentum" in optimizer.defaults
-
-
-def growth_failure(scheduler: LRScheduler, step: Step | None = None, *, new_groups: int = 1) -> str | None:
-    """Try on a copy whether a scheduler can follow a new group; return why not.
-
-    Works on stand-in parameters, so that a scheduler that would fail at its first step fails before training. The
-    classes known here need no trial; a subclass may keep lists of its own.
-
-    Args:
-        scheduler: The scheduler.
-        step: Makes a step of it, if the training loop does so in a way of its own.
-        new_groups: How many groups are new; with none, the answer is why it cannot be tried at all.
-    """
-    if all(type(each) in SUPPORTED_LR_SCHEDULERS for each in nested(scheduler)):
-        return None
-    groups = scheduler.optimizer.param_groups
-    groups = [*groups, *[groups[0]] * new_groups]
-    stand_in = SGD([{"params": [nn.Parameter(torch.zeros(1))]} for _ in groups], lr=0.1)
-    for substitute, group in zip(stand_in.param_groups, groups, strict=True):
-        substitute.update(
-            {key: copy.copy(value) for key, value in group.items() if key not in ("params", "param_names")}
-        )
-        substitute.setdefault("initial_lr", substitute["lr"])
-    trial = _trial_copy(scheduler, stand_in)
-    added = stand_in.param_groups[len(groups) - new_groups :]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            grow(trial, added, stand_in.param_groups[0], apply_lambdas=False)
-            (step or _step)(trial)
-    except Exception as error:  # noqa: BLE001  # whatever a foreign class raises is the reason to refuse it
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _step(scheduler: LRScheduler) -> None:
-    if isinstance(scheduler, ReduceLROnPlateau):
-        scheduler.step(1.0)
-    else:
-        scheduler.step()
-
-
-def _trial_copy(scheduler: LRScheduler, optimizer: Optimizer) -> LRScheduler:
-    trial = copy.copy(scheduler)
-    for name, value in vars(scheduler).items():
-        if isinstance(value, (list, dict)):
-            setattr(trial, name, copy.copy(value))
-        elif getattr(value, "optimizer", None) is scheduler.optimizer:  # a scheduler inside a foreign one
-            setattr(trial, name, _trial_copy(value, optimizer))
-    trial.optimizer = optimizer
-    if hasattr(trial, "_schedulers"):
-        trial._schedulers = [_trial_copy(inner, optimizer) for inner in trial._schedulers]
-    return trial
 
 
 def _ratio(group: ParameterGroup, start: Any) -> float:

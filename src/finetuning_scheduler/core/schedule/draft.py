@@ -33,7 +33,8 @@ class Draft:
         warnings: What the user should look at, one line each.
         source: The file's name, if it is one.
         lines: The file's line of each selector, by phase and selector.
-        class_lines: The file's line of each class to install, by phase and key.
+        class_lines: The file's line of each class to install, by phase and key, and of the values with which an LR
+            scheduler begins, by phase and argument.
         renumbered: The schedule numbered from 0, if the numbers have gaps.
     """
 
@@ -157,7 +158,7 @@ class _Drafter:
 
     def _fit_for_phase_0(self, raw: Mapping[Any, Any], key: Any) -> dict[Any, Any]:
         """Phase 0 without the keys that only later phases may have."""
-        given = [name for name in (*_CLASS_KEYS, *_LEARNING_RATE_KEYS) if raw.get(name) is not None]
+        given = [name for name in (*_CLASS_KEYS, *_LEARNING_RATE_KEYS) if not _says_nothing(name, raw.get(name))]
         for name in given:
             if name in _CLASS_KEYS:
                 message = f"expected `{name}` in later phases only"
@@ -195,6 +196,12 @@ class _Drafter:
             line = self._line((key, name))
             if line is not None and getattr(phase, name) is not None:
                 self.class_lines[number, name] = line
+        if (scheduler := phase.new_lr_scheduler) is not None:
+            inside = ("lr_scheduler_init", "init_args")
+            for path in (("init_pg_lrs",), *((*inside, name) for name in scheduler.lr_scheduler_init.init_args)):
+                line = self._line((key, "new_lr_scheduler", *path))
+                if line is not None:
+                    self.class_lines[number, path[-1]] = line
 
     def _without_duplicates(self, number: int, key: Any, phase: Phase) -> Phase:
         repeated = [repr(selector) for selector, count in Counter(phase.params).items() if count > 1]
@@ -219,6 +226,11 @@ class _Drafter:
 
     def _warning(self, path: KeyPath, message: str, phase: int | None = None) -> None:
         self.warnings.append(str(self._located(path, message, phase=phase)))
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    """Whether a key has its default, as in a phase that was read before."""
+    return value is None or (isinstance(value, float) and value == Phase.model_fields[name].default)
 
 
 def _phase_number(key: Any) -> int | None:

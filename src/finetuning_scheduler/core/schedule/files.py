@@ -13,11 +13,12 @@ from typing import Any
 
 from torch import nn
 
+from ...errors import Problem, ScheduleError, ScheduleFileError
 from ..drafts import draft_of, publish_new, remove_leftovers
 from .generate import Heuristic, generate, phase_comments
 from .names import frozen_by_others
 from .schedule import Schedule
-from .yaml_writer import schedule_text
+from .yaml_writer import schedule_text, write_schedule
 
 _LONGEST_STEM = 100
 
@@ -120,7 +121,9 @@ def _is_same(path: Path, other: str | PathLike[str]) -> bool:
 
 
 class ScheduleImplMixin:
-    """Schedule generation under its documented name."""
+    """Generating, reading and writing schedules under their documented names."""
+
+    ft_schedule: Any = None  # what `save_schedule` saves; a class of its own may have one
 
     @staticmethod
     def gen_ft_schedule(module: nn.Module, dump_loc: str | PathLike[str], heuristic: Heuristic = "pairs") -> Path:
@@ -133,3 +136,31 @@ class ScheduleImplMixin:
         """
         frozen = frozen_by_others(module.named_parameters())
         return save_schedule(generate(module, heuristic, frozen=frozen), module, dump_loc)
+
+    @staticmethod
+    def load_yaml_schedule(path: str | PathLike[str]) -> dict[int, dict[str, Any]]:
+        """Read a schedule file as plain Python values, to be changed and used as ``ft_schedule``.
+
+        Raises:
+            ScheduleError: With everything that is wrong with the file, or why it cannot be read.
+        """
+        return Schedule.parse(path).to_dict()
+
+    def save_schedule(self, path: str | PathLike[str]) -> Path:
+        """Write ``ft_schedule`` as a YAML file, which is replaced if it is there, and return its path.
+
+        Of a :class:`.FinetuningScheduler` whose fit has begun, that is the schedule in force, in full names.
+
+        Raises:
+            ScheduleError: There is no schedule, something is wrong with it, or the file cannot be written.
+        """
+        if self.ft_schedule is None:
+            fix = "Set `ft_schedule`, or call it when the fit has begun: a generated one is known then."
+            raise ScheduleError(Problem("expected a schedule to save, got none", fix=fix))
+        schedule = Schedule.parse(self.ft_schedule)
+        try:
+            return write_schedule(schedule, path)
+        except OSError as error:
+            message = f"expected a file that the schedule can be written to, got {path} ({error.strerror or error})"
+            fix = "Name a file in a directory that can be written to."
+            raise ScheduleFileError(Problem(message, fix=fix)) from error

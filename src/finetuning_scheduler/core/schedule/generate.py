@@ -21,6 +21,8 @@ Heuristic = Literal["pairs", "blocks"]
 # a kind of block that holds less than this share of what the largest kind holds is not worth phases of its own, such as
 # the two linear layers of a head
 MIN_KIND_SHARE = 0.1
+# arguments of PyTorch's LR schedulers that can be a list with one entry for each parameter group
+PER_GROUP_ARGUMENTS = ("min_lr", "lr_lambda", "base_lr", "max_lr", "base_momentum", "max_momentum", "swa_lr")
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _Kind = tuple[type[nn.Module], tuple[str, ...]]
 
@@ -82,13 +84,26 @@ def implicit(
         OptimizerError: A list depends on the number of groups, which differs from phase to phase, or a value cannot be
             read.
     """
+    phases = generate(model, frozen=frozen).to_dict()
+    return reinitialised(phases, reinit_optim_cfg, reinit_lr_cfg)
+
+
+def reinitialised(
+    phases: dict[int, dict[str, Any]],
+    reinit_optim_cfg: Mapping[str, Any] | None,
+    reinit_lr_cfg: Mapping[str, Any] | None,
+) -> dict[int, dict[str, Any]]:
+    """Let every phase of a generated schedule after the first install the given optimizer and LR scheduler.
+
+    Raises:
+        OptimizerError: As :func:`implicit` does.
+    """
     reinit_optim_cfg, reinit_lr_cfg = plain(reinit_optim_cfg), plain(reinit_lr_cfg)
     problems = _unreadable({"reinit_optim_cfg": reinit_optim_cfg, "reinit_lr_cfg": reinit_lr_cfg})
     if isinstance(reinit_lr_cfg, Mapping):
         problems += _per_group_lists(reinit_lr_cfg)
     if problems:
         raise OptimizerError(problems)
-    phases = generate(model, frozen=frozen).to_dict()
     for number, phase in phases.items():
         if number > 0 and reinit_optim_cfg is not None:
             phase["new_optimizer"] = reinit_optim_cfg
@@ -183,7 +198,8 @@ def _per_group_lists(reinit_lr_cfg: Mapping[str, Any]) -> list[Problem]:
         problems.append(Problem(message, fix=fix))
     init = reinit_lr_cfg.get("lr_scheduler_init")
     arguments = init.get("init_args") if isinstance(init, Mapping) else None
-    if isinstance(arguments, Mapping) and isinstance(arguments.get("min_lr"), (list, tuple)):
-        message = "expected `reinit_lr_cfg` to suit any number of parameter groups, got a list as `min_lr`"
-        problems.append(Problem(message, fix="Give one number."))
+    for name in PER_GROUP_ARGUMENTS:
+        if isinstance(arguments, Mapping) and isinstance(arguments.get(name), (list, tuple)):
+            message = f"expected `reinit_lr_cfg` to suit any number of parameter groups, got a list as `{name}`"
+            problems.append(Problem(message, fix="Give one value."))
     return problems

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from .values import plain
 
 
 def _tuple_from_list(value: Any) -> Any:
@@ -56,7 +59,7 @@ class LRSchedulerSpec(Model):
     )
 
 
-class Phase(Model):
+class Phase(Model, Mapping[str, Any]):
     """The parameters to thaw, when to go on, and what to train them with."""
 
     params: Selectors = Field(
@@ -86,6 +89,28 @@ class Phase(Model):
     new_lr_scheduler: LRSchedulerSpec | None = Field(
         default=None, description="LR scheduler to install when this phase starts; not in phase 0."
     )
+
+    # It reads like the mapping that stands in a file, as plain values, with the defaults that are not `None`.
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a value as it stands in a file: ``phase["params"]`` is a list; ``None`` for a key that is not set."""
+        if key not in Phase.model_fields:
+            raise KeyError(key)
+        value = getattr(self, key)
+        return plain(value.model_dump(exclude_defaults=True) if isinstance(value, BaseModel) else value)
+
+    def __iter__(self) -> Iterator[str]:  # type: ignore[override]  # pydantic's yields pairs of names and values
+        return (key for key in Phase.model_fields if getattr(self, key) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        return any(key == own for own in self)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key that is set, else the default."""
+        return dict(self).get(key, default)
 
 
 def json_schema() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice, takewhile
 from typing import Any
 
@@ -31,6 +31,8 @@ class Resolution:
         notices: What the user may want to know, one line each.
         warnings: What the user should look at, one line each.
         frozen: The number of parameters in no phase.
+        source: The file's name, if it is one.
+        class_lines: The file's line of each class to install, as in :class:`.Draft`.
     """
 
     phases: tuple[Phase, ...] = ()
@@ -38,6 +40,8 @@ class Resolution:
     notices: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     frozen: int = 0
+    source: str | None = None
+    class_lines: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
     @property
     def schedule(self) -> Schedule:
@@ -90,6 +94,8 @@ def resolve_names(drafted: Draft, index: ParameterIndex) -> Resolution:
         notices=(*drafted.notices, *resolver.notices),
         warnings=(*drafted.warnings, *resolver.warnings),
         frozen=len(index.names) - len(resolver.owners),
+        source=drafted.source,
+        class_lines=drafted.class_lines,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -14,16 +15,22 @@ from .model import Model, Phase
 from .values import plain
 
 
-class Schedule(Model):
-    """The phases of a fine-tuning session, in order."""
+class Schedule(Model, Mapping[int, Phase]):
+    """The phases of a fine-tuning session, in order; a mapping of phase numbers to phases, too."""
 
     phases: tuple[Phase, ...] = Field(min_length=1, description="The phases; phase 0 comes first.")
 
     def __len__(self) -> int:
         return len(self.phases)
 
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # pydantic's yields pairs of names and values
+        return iter(range(len(self.phases)))
+
     def __getitem__(self, number: int) -> Phase:
-        return self.phases[number]
+        try:
+            return self.phases[range(len(self.phases)).index(number)]
+        except ValueError:
+            raise KeyError(number) from None
 
     @classmethod
     def parse(cls, source: ScheduleSource) -> Schedule:
@@ -46,4 +53,5 @@ class Schedule(Model):
         return {number: plain(phase.model_dump(exclude_defaults=True)) for number, phase in enumerate(self.phases)}
 
 
-ScheduleSource = Schedule | Mapping[Any, Any] | str | os.PathLike[str]
+# `Path` tells LightningCLI to leave a path alone: it would read the file itself, and lines could not be named.
+ScheduleSource = Schedule | Mapping[Any, Any] | str | Path | os.PathLike[str]

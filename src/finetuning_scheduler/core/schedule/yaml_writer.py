@@ -42,7 +42,7 @@ def write_schedule(
 
 def schedule_text(schedule: Schedule | Mapping[int, Any], comments: Sequence[str] | None = None) -> str:
     """Return what :func:`write_schedule` writes."""
-    phases = schedule if isinstance(schedule, Mapping) else schedule.to_dict()
+    phases = schedule.to_dict() if isinstance(schedule, Schedule) else schedule
     lines = []
     for position, (number, phase) in enumerate(phases.items()):
         if comments is not None and position < len(comments):

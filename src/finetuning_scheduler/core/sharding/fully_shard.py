@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
-from torch.distributed._composable.checkpoint_activation import checkpoint
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper, offload_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard
 
 from ...errors import Problem, ScheduleError
 from ..schedule.wording import closest, did_you_mean
+from .checkpointing import ActivationCheckpointing, checkpointing_problem
 from .modules import select_modules
+from .precision import mixed_precision
 
-ACTIVATION_CHECKPOINTING = ("composable", "wrapped", "wrapped_offload")
 _ARGUMENTS = [name for name in inspect.signature(fully_shard).parameters if name != "module"]
 _ALIASES = ["act_ckpt", "cpu_offload_policy"]
 
@@ -66,13 +65,12 @@ class FSDPPlan:
                 if name not in known:
                     fix = did_you_mean(closest(name, known), f"Use any of {', '.join(known)}.")
                     yield Problem(f"expected {place} to hold arguments of `fully_shard`, got {name!r}", fix=fix)
-            mode = arguments.get("act_ckpt")
-            if mode is not None and mode not in ACTIVATION_CHECKPOINTING:
-                expected = ", ".join(ACTIVATION_CHECKPOINTING)
-                message = f"expected `act_ckpt` of {place} to be one of {expected}, got {mode!r}"
-                yield Problem(message, fix="Leave it out for no activation checkpointing.")
+            if (problem := checkpointing_problem(arguments.get("act_ckpt"), place)) is not None:
+                yield problem
             if "cpu_offload_policy" in arguments:
                 yield from _offload_problems(arguments, place)
+            if "mp_policy" in arguments:
+                yield from _precision_problems(arguments["mp_policy"], place)
 
 
 def _order_problems(root: nn.Module, selected: Mapping[str, list[tuple[str, nn.Module]]]) -> Iterator[Problem]:
@@ -98,6 +96,14 @@ def _offload_problems(arguments: Mapping[str, Any], place: str) -> Iterator[Prob
         yield Problem(message, fix="Write, for example, {pin_memory: false}.")
 
 
+def _precision_problems(value: Any, place: str) -> Iterator[Problem]:
+    try:
+        mixed_precision(value)
+    except TypeError as error:
+        message = f"expected `mp_policy` of {place} to be a MixedPrecisionPolicy or arguments of one ({error})"
+        yield Problem(message, fix="Write, for example, {param_dtype: bfloat16, reduce_dtype: float32}.")
+
+
 def _offload_policy(value: Any) -> CPUOffloadPolicy | None:
     """Make the policy of its configuration; raises `TypeError` for what is none."""
     if value is None or isinstance(value, bool):
@@ -108,17 +114,15 @@ def _offload_policy(value: Any) -> CPUOffloadPolicy | None:
 def _shard(root: nn.Module, name: str, module: nn.Module, arguments: Mapping[str, Any]) -> None:
     """Call ``fully_shard``; an entry's ``cpu_offload_policy`` wins over a default ``offload_policy``."""
     options = {key: value for key, value in arguments.items() if key not in _ALIASES}
+    if "mp_policy" in options:
+        options["mp_policy"] = mixed_precision(options["mp_policy"])
     if (policy := _offload_policy(arguments.get("cpu_offload_policy"))) is not None:
         options["offload_policy"] = policy
-    mode = arguments.get("act_ckpt")
-    if mode == "composable":
-        checkpoint(module)
-    elif mode is not None:
-        module = checkpoint_wrapper(module)
-        if mode == "wrapped_offload":
-            module = offload_wrapper(module)
+    checkpointing = ActivationCheckpointing.of(arguments.get("act_ckpt"))
+    if checkpointing is not None and (wrapper := checkpointing.apply(module)) is not module:
         path, _, attribute = name.rpartition(".")
-        root.get_submodule(path).register_module(attribute, module)
+        root.get_submodule(path).register_module(attribute, wrapper)
+        module = wrapper
     fully_shard(module, **options)
 
 
