@@ -1,7 +1,8 @@
 """What restoring costs where a model has many tensors: a fit of 11 phases with 10 restores, and the same without any.
 
 The model has 8,002 tensors in 4,001 layers side by side, each phase thaws an eleventh of these. Both fits write the
-same checkpoints, one an epoch; the fit that restores also makes sure of what it has written.
+same checkpoints, one an epoch; the fit that restores also makes sure of what it has written. Seconds are those of the
+processor.
 
     python benchmarks/restore_scale.py [--pairs 5]
 """
@@ -70,7 +71,7 @@ def schedule_of(layers: int) -> dict[int, dict[str, Any]]:
 
 
 def fit(layers: int, *, restore_best: bool) -> float:
-    """Return the seconds of a fit."""
+    """Return the processor's seconds of a fit."""
     scheduler = FinetuningScheduler(schedule_of(layers), restore_best=restore_best, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
@@ -85,7 +86,7 @@ def fit(layers: int, *, restore_best: bool) -> float:
             num_sanity_val_steps=0,
         )
         model = ManyLayers(layers)
-        return timed(lambda: trainer.fit(model), wall=True)
+        return timed(lambda: trainer.fit(model))
 
 
 def figures(options: Options) -> Iterator[Figure]:

@@ -95,7 +95,7 @@ class Held:
         return cls(
             phase,
             mapped(weights, copied),
-            mapped(states, copied),
+            mapped(states, lambda leaf: on_host(leaf) if isinstance(leaf, Tensor) else leaf),
             [copied(tensor) for tensor in found],
             frozenset(used),
             buffer.getvalue(),
@@ -155,7 +155,7 @@ class Held:
 
 def on_host(tensor: Tensor) -> Tensor:
     """Copy a tensor to the memory of the machine."""
-    return tensor.detach().to("cpu", copy=True)
+    return (tensor.detach() if tensor.requires_grad else tensor).to("cpu", copy=True)
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
