@@ -61,7 +61,7 @@ def assert_same(outcomes: list[tuple[Outcome, Outcome]]) -> None:
 
 
 def test_ddp_with_lightning(tmp_path: Path) -> None:
-    outcomes = harness.run_ranks(both_fits, 2, tmp_path)
+    outcomes = harness.run_ranks(both_fits, 2, tmp_path, timeout=120.0)
     assert_same(outcomes)
     for _, (_, hits, reasons) in outcomes:
         assert hits > 0
