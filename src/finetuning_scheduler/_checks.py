@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from os import PathLike
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 
 from ._lightning import (
@@ -23,7 +25,7 @@ from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from .core.plan import Plan
 from .core.schedule.schedule import Schedule
 from .core.schedule.values import plain
-from .core.settings import Settings, flag_problems
+from .core.settings import FrozenPrefixMode, Settings, flag_problems
 from .core.thaw import FrozenModulesMode
 from .errors import Problem
 from .strategy_adapters import StrategyAdapter, has_custom_adapter, untested_strategy
@@ -47,6 +49,10 @@ class Configuration(Protocol):
     frozen_bn_track_running_stats: bool
     frozen_modules_mode: FrozenModulesMode
     intra_epoch_transitions: bool
+    frozen_prefix: FrozenPrefixMode
+    prefix_budget: int | None
+    prefix_dir: str | PathLike[str] | None
+    prefix_dtype: torch.dtype | None
     logging_level: int
 
 
@@ -61,6 +67,10 @@ def settings_of(configuration: Configuration, max_depth: int, module: LightningM
         apply_lambdas_new_pgs=configuration.apply_lambdas_new_pgs,
         frozen_bn_track_running_stats=configuration.frozen_bn_track_running_stats,
         frozen_modules_mode=configuration.frozen_modules_mode,
+        frozen_prefix=configuration.frozen_prefix,
+        prefix_budget=configuration.prefix_budget,
+        prefix_dir=configuration.prefix_dir,
+        prefix_dtype=configuration.prefix_dtype,
     )
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ._entry import Entry, Owner
 from ._lightning import (
     LightningModule,
     Trainer,
+    answered,
     at_end_of_epoch,
     begins_epoch_again,
     goes_on_in_epoch,
@@ -71,6 +73,8 @@ class Fit(Listener):
         self.frozen = FrozenWeights(trainer, self.entry)
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
+        self._reuse = ExitStack()  # of what frozen layers compute
+        self._reuses = False
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
         self._between_epochs = True
@@ -113,6 +117,7 @@ class Fit(Listener):
         entry = self.entry
         entry.release()
         self.frozen.end()
+        self._reuse.close()
         self._messages.close()
         if entry.begun:
             entry.session.modes.release()
@@ -126,6 +131,7 @@ class Fit(Listener):
         self.entry.settle()
         self.session.modes.apply()
         self.best.begin()
+        self._start_reuse()
         trainer = self.trainer
         if self.entry.loaded is not None:
             metrics = self.entry.loaded.get("metrics", {})
@@ -151,6 +157,29 @@ class Fit(Listener):
             self.report(logging.INFO, message)
             trainer.should_stop = True
 
+    def _start_reuse(self) -> None:
+        """Let the steps of the module be made with what is known of their batches."""
+        if (prefix := self.entry.prefix) is None or self._reuses:
+            return
+        self._reuses = True  # a search for a learning rate or a batch size starts training too
+        module, trainer = self.entry.module, self.trainer
+
+        def validation_step(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            run = step if trainer.sanity_checking else partial(prefix.validate, step)
+            return run(*args, **kwargs)
+
+        def on_after_backward(hook: Callable[[], None]) -> None:
+            hook()
+            prefix.after_backward()
+
+        if not module.automatic_optimization:
+            prefix.leave_out("train", "the module optimizes manually")
+        steps: dict[str, Callable[..., Any]] = {"validation_step": validation_step}
+        if prefix.reuses("train"):
+            steps |= {"training_step": prefix.train, "on_after_backward": on_after_backward}
+        self._reuse.callback(prefix.close)
+        self._reuse.enter_context(answered(module, steps))
+
     def _catch_up(self, loaded: Mapping[str, Any]) -> None:
         """Let early stopping and the best checkpoint meet a validation that a run was interrupted right after.
 
@@ -175,6 +204,8 @@ class Fit(Listener):
 
     def note_validation(self) -> None:
         """Note that the present weights have been validated."""
+        if self.entry.prefix is not None:
+            self.entry.prefix.epoch_end("validation")
         self._validated_step = self.trainer.global_step
 
     def start_epoch(self) -> None:
@@ -230,6 +261,8 @@ class Fit(Listener):
         self._epoch_begun = False
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
+        if self.entry.prefix is not None:
+            self.entry.prefix.epoch_end("train")
         self.entry.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
         if self.session.phases_remaining == 0:
             self._stop(self._limit_reached(self.trainer.current_epoch + 1))

@@ -9,6 +9,8 @@ from functools import partial
 from os import PathLike
 from typing import Any
 
+import torch
+
 from ._checks import level_of
 from ._entry import NOT_BEGUN
 from ._fit import Fit
@@ -32,8 +34,10 @@ from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
+from .core.prefix.accounts import PrefixAccount
 from .core.schedule.files import ScheduleImplMixin
 from .core.schedule.schedule import ScheduleSource
+from .core.settings import FrozenPrefixMode
 from .core.thaw import FrozenModulesMode
 from .core.translation import translate
 from .errors import in_file
@@ -112,6 +116,10 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         log_dir: str | PathLike[str] | None = None,
         frozen_modules_mode: FrozenModulesMode = "train",
         intra_epoch_transitions: bool = False,
+        frozen_prefix: FrozenPrefixMode = "off",
+        prefix_budget: int | None = None,
+        prefix_dir: str | PathLike[str] | None = None,
+        prefix_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self._given: dict[str, Any] = {}
@@ -133,6 +141,10 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         self.frozen_bn_track_running_stats = frozen_bn_track_running_stats
         self.frozen_modules_mode: FrozenModulesMode = frozen_modules_mode
         self.intra_epoch_transitions = intra_epoch_transitions
+        self.frozen_prefix: FrozenPrefixMode = frozen_prefix
+        self.prefix_budget = prefix_budget
+        self.prefix_dir = prefix_dir
+        self.prefix_dtype = prefix_dtype
         self.log_dir = log_dir
         self._wiring = Wiring()
         self._adapted = ExitStack()  # what is lent before a fit, or for a validation, test or prediction
@@ -167,6 +179,12 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     def judgements(self) -> Sequence[Judgement]:
         """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
+
+    @property
+    def prefix_accounts(self) -> Sequence[PrefixAccount]:
+        """What frozen-prefix reuse has done, phase by phase; see :class:`.PrefixAccount`."""
+        prefix = self._fit.entry.prefix if self._fit is not None and self._fit.entry.begun else None
+        return () if prefix is None else prefix.accounts
 
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.

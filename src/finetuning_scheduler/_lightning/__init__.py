@@ -52,6 +52,7 @@ from .package import (
     WeightAveraging,
     pl,
 )
+from .steps import answered, without_logging
 from .training import (
     begins_epoch_again,
     datamodule_of,
@@ -97,6 +98,7 @@ __all__ = [
     "TrainerFn",
     "WeightAveraging",
     "after_configure_model",
+    "answered",
     "around_loads",
     "around_setup",
     "at_end_of_epoch",
@@ -136,4 +138,5 @@ __all__ = [
     "step_plateau_schedulers",
     "strategy_flags",
     "validation_metrics",
+    "without_logging",
 ]
