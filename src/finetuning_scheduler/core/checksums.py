@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,19 @@ class Checksums:
                 part = slice(first, first + size)
                 batches.append((names[part], _checksums(torch.stack(tensors[part]))))
         return cls(batches)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the parameters that have a checksum."""
+        return {name for names, _ in self.batches for name in names}
+
+    def only(self, chosen: Collection[str]) -> Checksums:
+        """Keep the checksums of some parameters."""
+        kept = []
+        for names, values in self.batches:
+            if places := [place for place, name in enumerate(names) if name in chosen]:
+                kept.append(([names[place] for place in places], values[places]))
+        return Checksums(kept)
 
     def changed(self, later: Checksums) -> set[str]:
         """Name the parameters that differ at a later moment; waits for the devices."""
