@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -19,12 +20,14 @@ from ._lightning import (
     MisconfigurationException,
     Trainer,
     TrainerFn,
+    around_loads,
     has_left,
     is_search_checkpoint,
     needs_no_optimizers,
     refuse_other_package,
     remembered,
 )
+from ._restoring import filled
 from ._resuming import refuse_damaged
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
@@ -260,6 +263,8 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
                 adapter = adapted(self, trainer, pl_module, self._adapted)
                 with as_misconfiguration():
                     adapter.connect(self)
+            whole = around_loads(trainer.strategy, lambda: None, partial(filled, pl_module))
+            self._adapted.enter_context(whole)
             return
         self._adapted.close()
         earlier = self._earlier_fit(trainer, pl_module)
@@ -267,11 +272,14 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         if (level := level_of(self.logging_level)) is not None:  # else it is among the problems
             log.setLevel(level)
         self._files.enter_context(complete_checkpoints(trainer.strategy))
-        self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
+        self._fit = fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
+        if earlier is not None:
+            fit.frozen.go_on_from(earlier.frozen)
+        self._files.enter_context(around_loads(trainer.strategy, fit.frozen.begin, fit.frozen.fill_in))
         with as_misconfiguration():
-            self._fit.adapter.connect(self)
-            self._fit.adapter.on_before_init_fts()
-        self._fit.entry.given.update(self._given)
+            fit.adapter.connect(self)
+            fit.adapter.on_before_init_fts()
+        fit.entry.given.update(self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""

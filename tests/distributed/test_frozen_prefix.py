@@ -61,7 +61,7 @@ def assert_same(outcomes: list[tuple[Outcome, Outcome]]) -> None:
 
 
 def test_ddp_with_lightning(tmp_path: Path) -> None:
-    outcomes = harness.run_ranks(both_fits, 2, tmp_path)
+    outcomes = harness.run_ranks(both_fits, 2, tmp_path, timeout=120.0)
     assert_same(outcomes)
     for _, (_, hits, reasons) in outcomes:
         assert hits > 0
@@ -141,3 +141,32 @@ def sharded() -> list[str]:
 def test_sharded_models_are_refused() -> None:
     for reasons in harness.run_ranks(sharded, 2):
         assert reasons == ["the model is sharded by FSDP"]
+
+
+def sharded_fit(root: Path, kind: str) -> list[str]:
+    from finetuning_scheduler import FinetuningScheduler
+
+    strategy, module = {
+        "fsdp": (cases.fsdp, cases.Classifier),
+        "fsdp2": (cases.fsdp2, cases.Sharded),
+        "tensor parallel": (cases.tensor_parallel, cases.TensorParallel),
+    }[kind]
+    scheduler = FinetuningScheduler(
+        cases.AN_EPOCH_EACH, restore_best=False, frozen_modules_mode="eval", frozen_prefix="all"
+    )
+    cases.make_trainer(root, 2, strategy(), callbacks=[scheduler], max_epochs=2).fit(module())
+    return [str(account.reason) for account in scheduler.prefix_accounts if account.hits == 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("fsdp", "the model is sharded by FSDP"),
+        ("fsdp2", "the model is sharded by FSDP"),
+        ("tensor parallel", "parameters are distributed tensors"),
+    ],
+)
+def test_fits_of_sharded_models_go_on_without_reuse(kind: str, reason: str, tmp_path: Path) -> None:
+    for reasons in harness.run_ranks(sharded_fit, 2, tmp_path, kind):
+        assert reasons != []
+        assert set(reasons) == {reason}

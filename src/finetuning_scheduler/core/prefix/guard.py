@@ -54,8 +54,8 @@ class Guard:
         names = [name for name, module in modules.items() if self._modules.get(name) is module]
         guard = copy.copy(self)
         guard._modules = {name: self._modules[name] for name in names}
-        owned = {name: value for name, value in self._checksums.values.items() if name.rpartition(".")[0] in names}
-        guard._checksums = Checksums(owned)
+        owned = {name for name in self._checksums.names if name.rpartition(".")[0] in names}
+        guard._checksums = self._checksums.only(owned)
         return guard
 
     def obstacle(self) -> str | None:
@@ -72,7 +72,7 @@ class Guard:
     def moved(self) -> str | None:
         """Tell which weight or buffer has other values than before; reads all of them."""
         now = Checksums.of(self._tensors())
-        changed = self._checksums.changed(now) | (self._checksums.values.keys() ^ now.values.keys())
+        changed = self._checksums.changed(now) | (self._checksums.names ^ now.names)
         if not changed:
             return None
         name = min(changed)

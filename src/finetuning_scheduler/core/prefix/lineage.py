@@ -172,5 +172,5 @@ def token(tensor: Tensor) -> Token:
 
 def _content(tensor: Tensor) -> object:
     """Tell one content of a tensor from another, as far as its kind can be read."""
-    checksum = Checksums.of(cast("dict[str, nn.Parameter]", {"": tensor})).values.get("")
-    return None if checksum is None else checksum.item()
+    batches = Checksums.of(cast("dict[str, nn.Parameter]", {"": tensor})).batches
+    return tuple(tuple(values.tolist()) for _, values in batches)

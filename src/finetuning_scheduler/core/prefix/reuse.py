@@ -52,7 +52,7 @@ class FrozenPrefix(Listener):
         self._report = report or logging.getLogger("finetuning_scheduler").log
         self._past: list[PrefixAccount] = []
         self._stages: dict[str, Stage] = {}
-        self._phase = -1
+        self._phase: int | None = None  # none has begun
         self._store: PrefixStore | None = None
         self._reason: str | None = None
         self._told: set[str] = set()
@@ -125,6 +125,8 @@ class FrozenPrefix(Listener):
         if self._reason is None:
             self._reason = reason
             self._report(logging.WARNING, f"Frozen-prefix reuse is off from now on: {reason}.")
+        for stage in self._stages.values():
+            stage.note(reason)
         self.close()
 
     def close(self) -> None:
@@ -139,7 +141,7 @@ class FrozenPrefix(Listener):
 
     def after_thaw(self) -> None:
         """Follow a change of what is trained."""
-        if self._phase >= 0:
+        if self._phase is not None:
             self._past += self._present()
         self._phase = self._session.phase
         for stage in self._stages.values():
@@ -150,8 +152,9 @@ class FrozenPrefix(Listener):
         return step(*args, **kwargs) if stage is None else stage.run(step, args, kwargs)
 
     def _present(self) -> list[PrefixAccount]:
-        left_out = [PrefixAccount(self._phase, name, reason=why) for name, why in self._left_out.items()]
-        return [*left_out, *(stage.account(self._phase) for stage in self._stages.values())]
+        phase = self._session.phase if self._phase is None else self._phase
+        left_out = [PrefixAccount(phase, name, reason=why) for name, why in self._left_out.items()]
+        return [*left_out, *(stage.account(phase) for stage in self._stages.values())]
 
     def _teller(self, stage: str) -> Callable[[str], None]:
         def tell(reason: str) -> None:

@@ -139,6 +139,10 @@ class Stage:
         held = self._store.bytes + self._store.spilled_bytes
         return PrefixAccount(phase, self.name, bytes=held, **self._account)
 
+    def note(self, reason: str) -> None:
+        """Take it into the account that there is no reuse any more."""
+        self._account["reason"] = reason
+
     def close(self) -> None:
         """Let go of everything."""
         self.after_backward()
