@@ -32,6 +32,7 @@ BENCHMARKS = (
     "head_only",
     "validation_heavy",
     "lp_ft",
+    "dynamic_padding",
     "transition_restore",
     "checkpoint_size",
     "setup_scale",

@@ -108,6 +108,10 @@ def torch_utils() -> ModuleType:
     return importlib.import_module("torch.utils")
 
 
+def dispatch_mode() -> object:
+    return importlib.import_module("torch.utils._python_dispatch").TorchDispatchMode
+
+
 def operation() -> object:
     return torch.ops.aten.relu_.default
 
@@ -129,6 +133,10 @@ TORCH = [
     Row(optimizer, "_process_value_according_to_param_policy", "of which kind a tensor of the state is"),
     Row(nn.Module, "_non_persistent_buffers_set", "buffers that are no part of a best state"),
     Row(nn.Module, "_modules", "all children, a child's second name included"),
+    Row(nn.Module, "_load_from_state_dict", "a module's own values, loaded with its hooks"),
+    Row(nn.Module, "_load_state_dict_pre_hooks", "whether a module loads its values alone"),
+    Row(nn.Module, "_load_state_dict_post_hooks", "the same, and hooks that are called when it has loaded them"),
+    Row(lambda: nn.Module().state_dict(), "_metadata", "versions of layers, which these ask for when they load"),
     Row(compiled, "_orig_mod", "left out of parameter names"),
     Row(checkpointed, "_checkpoint_wrapped_module", "left out of parameter names"),
     Row(custom_policy, "_lambda_fn", "a wrapping policy that is extended"),
@@ -146,6 +154,7 @@ TORCH = [
         lambda: torch.zeros(1), "_version", "whether a tensor was changed in place; PyTorch's notes on autograd name it"
     ),
     Row(torch_utils, "_python_dispatch", "operations are watched, as PyTorch's notes on extending it show"),
+    Row(dispatch_mode, "_should_skip_dynamo", "watching operations does not import the compiler"),
     Row(operation, "_schema", "which arguments an operation changes in place"),
     Row(batchnorm, "_BatchNorm", "the common class of layers that track statistics"),
 ]

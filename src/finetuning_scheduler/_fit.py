@@ -28,8 +28,8 @@ from ._lightning import (
     optimizer_states,
     step_plateau_schedulers,
 )
-from ._trainer import as_misconfiguration, visible_messages
-from .callbacks.best import restore_best
+from ._restoring import BestState, FrozenWeights
+from ._trainer import visible_messages
 from .callbacks.saved_states import RESTORE, SavedScheduling
 from .callbacks.wiring import Wiring
 from .core.session import Session
@@ -71,9 +71,12 @@ class Fit(Listener):
         self.wiring = wiring
         self.entry = Entry(owner, given, trainer, module, wiring, continued, listener=self)
         self.history = FitHistory(trainer)
+        self.best = BestState(owner, trainer, self.entry, wiring.checkpoint)
+        self.frozen = FrozenWeights(trainer, self.entry)
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
         self._reuse = ExitStack()  # of what frozen layers compute
+        self._reuses = False
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
         self._between_epochs = True
@@ -85,7 +88,6 @@ class Fit(Listener):
         self._unchecked_replicas = False
         self._steps_seen = 0
         self._told_of_end = False
-        self._told_of_no_score = False
         # Why the transition was due in the middle of which a checkpoint was written, or an exception raised. Weights
         # may be half restored then, so that it is made again whatever would be decided now.
         self._owed: str | None = None
@@ -116,6 +118,7 @@ class Fit(Listener):
         """
         entry = self.entry
         entry.release()
+        self.frozen.end()
         self.history.end()
         self._reuse.close()
         entry.compiling.release()
@@ -131,6 +134,7 @@ class Fit(Listener):
         self.entry.release()
         self.entry.settle()
         self.session.modes.apply()
+        self.best.begin()
         self._start_reuse()
         trainer = self.trainer
         if self.entry.loaded is not None:
@@ -161,8 +165,9 @@ class Fit(Listener):
 
     def _start_reuse(self) -> None:
         """Let the steps of the module be made with what is known of their batches."""
-        if (prefix := self.entry.prefix) is None:
+        if (prefix := self.entry.prefix) is None or self._reuses:
             return
+        self._reuses = True  # a search for a learning rate or a batch size starts training too
         module, trainer = self.entry.module, self.trainer
 
         def validation_step(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -352,31 +357,10 @@ class Fit(Listener):
             self.session.enter(phase, Moment(self.trainer.current_epoch, self.trainer.global_step), reason)
 
     def restore_best(self) -> None:
-        """Load the best checkpoint so far, if there is one."""
+        """Return to the best state so far, if there is one."""
         self.entry.gradients.judge()  # before what it judges is changed
         with self.history.restoring():
-            self._restore_best()
-
-    def _restore_best(self) -> None:
-        checkpoint = self.wiring.checkpoint
-        if checkpoint is not None:
-            checkpoint.best_model_path = self.adapter.from_rank_zero(checkpoint.best_model_path)
-        if checkpoint is None or not checkpoint.best_model_path:
-            message = "No checkpoint has been saved yet: the next phase starts from present weights."
-            self.report(logging.INFO, message)
-            return
-
-        def load(path: str) -> None:
-            self.adapter.restore(path, self.session, self.owner.state_key)
-
-        with as_misconfiguration():
-            restored = restore_best(checkpoint, load, self.entry.ranks, self.report)
-        if not restored and not self._told_of_no_score:
-            self._told_of_no_score = True
-            message = (
-                f"No checkpoint has a finite {checkpoint.monitor!r}: phases start from present weights until one has."
-            )
-            self.report(logging.WARNING, message)
+            self.best.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a resumed run continues from."""
@@ -437,10 +421,8 @@ class Fit(Listener):
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold what a best checkpoint of an earlier phase may leave out."""
-        checkpoint = self.wiring.checkpoint
-        late = self.trainer.strategy.restore_checkpoint_after_setup
-        if self.entry.carried_on and self.owner.restore_best and not late and checkpoint and checkpoint.best_model_path:
-            self.session.hold(thawed)
+        self.frozen.begin()
+        self.best.before_thaw(thawed)
 
     def after_thaw(self) -> None:
         """Let strategy and trainer follow; replicas are compared after the next step."""

@@ -171,6 +171,68 @@ def test_other_ways_to_train(tmp_path: Path, options: dict[str, Any]) -> None:
     assert hits(reused[1], "train") >= 200
 
 
+class Averaging(pl.callbacks.WeightAveraging):
+    """Validates with averaged weights, frozen ones included."""
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None
+
+
+def test_averaged_weights_are_validated(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"restore_best": False, "epochs": 4}
+    plain = fit(tmp_path, "off", callbacks=(Averaging(),), **options)
+    reused = fit(tmp_path, "all", callbacks=(Averaging(),), **options)
+    assert_same_fit(reused, plain)
+
+
+class Normalised(Module):
+    """BatchNorm below tracks statistics in train mode, frozen or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.embedding = nn.Sequential(self.network.embedding, self.Norm())
+
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+def test_statistics_that_move_end_reuse_in_validation(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
+    plain = fit(tmp_path, "off", build=Normalised, modes="train")
+    reused = fit(tmp_path, "validation", build=Normalised, modes="train")
+    assert_same_fit(reused, plain)
+    assert any("a frozen module changes; frozen_modules_mode='eval' keeps statistics" in each for each in messages())
+
+
+def test_statistics_that_rest_are_reused(tmp_path: Path) -> None:
+    plain, reused = fit(tmp_path, "off", build=Normalised), fit(tmp_path, "all", build=Normalised)
+    assert_same_fit(reused, plain)
+    assert hits(reused[1], "train") > 0
+
+
+class Searching(Callback):
+    """Tries learning rates before the training, as the tuner does."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Module) -> None:
+        finder = pl.callbacks.LearningRateFinder(num_training_steps=4, update_attr=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(finder, "on_fit_start", lambda *_: None)
+            finder.lr_find(trainer, pl_module)
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_search_for_a_learning_rate(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"restore_best": False, "epochs": 5}
+    plain = fit(tmp_path, "off", callbacks=(Searching(),), **options)
+    reused = fit(tmp_path, "all", callbacks=(Searching(),), **options)
+    assert_same_fit(reused, plain)
+    assert hits(reused[1], "train") > 0
+
+
 class Manual(Module):
     def __init__(self) -> None:
         super().__init__()

@@ -527,3 +527,26 @@ def test_weights_that_are_loaded_again_keep_what_is_kept() -> None:
         return {name: each[rows] for name, each in data.items()}
 
     assert both(SMALL, prepare=models.append, batch_of=loading).hits("train") >= 150
+
+
+def test_weights_that_are_moved_as_a_phase_begins() -> None:
+    """What was kept for the coming phase does not fit any more."""
+
+    def session(mode: str) -> Run:
+        models: list[nn.Module] = []
+        steps = 0
+
+        def moving(data: Data, rows: Tensor) -> Data:
+            nonlocal steps
+            steps += 1
+            if steps == 3 * 2 * (ROWS // BATCH) + 1:  # training and validation of three epochs
+                move(models[0], 8)
+            return {name: each[rows] for name, each in data.items()}
+
+        return run(SMALL, mode, prepare=models.append, batch_of=moving)
+
+    plain, reused = session("off"), session("all")
+    assert [transition.step for transition in plain.transitions] == [9, 18]
+    assert_same(reused, plain)
+    assert reused.reason is None  # nothing stale was there to be found out by a comparison
+    assert reused.hits("train") > 0

@@ -7,6 +7,8 @@ from .loop import PhaseRunner
 from .monitor import Monitor, Patience
 from .optim.param_groups import PlannedGroup
 from .plan import PhaseState, Plan
+from .prefix.accounts import PrefixAccount
+from .prefix.reuse import FrozenPrefix
 from .prepare import Prepared, prepare, read, resolve
 from .ranks import OneProcess, Ranks
 from .schedule import (
@@ -29,6 +31,7 @@ from .view import ModelView
 __all__ = [
     "Decision",
     "FrozenModulePolicy",
+    "FrozenPrefix",
     "GradientWatch",
     "Judgement",
     "LRSchedulerSpec",
@@ -44,6 +47,7 @@ __all__ = [
     "PhaseState",
     "Plan",
     "PlannedGroup",
+    "PrefixAccount",
     "Prepared",
     "Progress",
     "Ranks",

@@ -146,7 +146,7 @@ class PhaseRunner:
         self._optimizer_is_loaded = True
         self._ranks = ranks or OneProcess()
         self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
-        self.prefix = FrozenPrefix(self.session, settings, report=report)
+        self.prefix = FrozenPrefix(self.session, settings, ranks=ranks, report=report)
         self.history = Recorder(self.session, self.gradients, accounts=lambda: self.prefix.accounts, report=report)
         self._compiling = RecompileLimits()
         weakref.finalize(self, self._compiling.release)

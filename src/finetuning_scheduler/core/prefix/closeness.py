@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .padding import PaddedBatch
+from .rounding import close
 from .stand_ins import real
 from .state import State
 from .trees import flatten
@@ -20,43 +22,22 @@ _TF32 = 5e-3
 _DEPTH = 6  # of objects within objects
 
 
-def close(actual: Tensor, expected: Tensor, share: float, *, least: float = 0.0) -> bool:
-    """Whether two tensors are equal but for rounding.
-
-    Args:
-        actual: One tensor.
-        expected: The other.
-        share: What they may differ by, as a share of the greatest value.
-        least: Taken for the greatest value if that is less.
-    """
-    if actual.shape != expected.shape or actual.dtype != expected.dtype or actual.layout != expected.layout:
-        return False
-    actual, expected = actual.detach().to_dense(), expected.detach().to_dense()
-    if not (actual.is_floating_point() or actual.is_complex()):
-        return torch.equal(actual, expected)
-    if not actual.numel():
-        return True
-    exact = torch.complex128 if actual.is_complex() else torch.float64
-    one, other = actual.to(exact), expected.to(exact)
-    finite = torch.isfinite(other)
-    if not torch.equal(one[~finite].nan_to_num(), other[~finite].nan_to_num()):
-        return False
-    scale = max(float(other[finite].abs().max()) if bool(finite.any()) else 0.0, least)
-    return bool(((one - other)[finite].abs() <= share * scale + 1e-30).all())
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Compares what two runs of a step have led to.
 
     Args:
         kept_as: The type in which outputs were kept, if another than their own.
+        padding: What counts of each row, if not all does.
     """
 
     kept_as: torch.dtype | None = None
+    padding: PaddedBatch | None = None
 
     def close(self, actual: Tensor, expected: Tensor) -> bool:
         """Whether two tensors are equal but for rounding."""
+        if self.padding is not None:
+            actual, expected = self.padding.without_padding(actual), self.padding.without_padding(expected)
         return close(actual, expected, self._share(_RESULTS, expected))
 
     def results(self, plain: object, replayed: object, where: str) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -260,6 +261,9 @@ def _about_modules(module: nn.Module) -> str | None:
             return f"{who} has a hook"
         if not is_calm(each):
             return f"{who} is in train mode"
+        for weight in (*each.parameters(recurse=False), *each.buffers(recurse=False)):
+            if type(weight) not in (Tensor, nn.Parameter) or weight.layout is not torch.strided:
+                return f"{who} has a weight of kind {type(weight).__name__}"
     return None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .closeness import Comparison
 from .cut import Cut, Site
 from .lineage import Rows, Token, token
+from .padding import PaddedBatch
 from .refusal import Refused
 from .store import PrefixStore
 from .trees import Form
@@ -19,16 +20,23 @@ from .trees import Form
 
 @dataclass(frozen=True)
 class Kind:
-    """A tensor of a result without its content; ``row_dim`` is ``None`` if it is the same for all rows."""
+    """A tensor of a result without its content.
+
+    Attributes:
+        row_dim: ``None`` if it is the same for all rows.
+        positions: The dimensions in which it is as wide as the batch.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
     row_dim: int | None
+    positions: tuple[int, ...] = ()
 
-    def shape_of(self, rows: int) -> tuple[int, ...]:
-        """Return the shape for a number of rows."""
-        return tuple(rows if dim == self.row_dim else size for dim, size in enumerate(self.shape))
+    def shape_of(self, rows: int, width: int) -> tuple[int, ...]:
+        """Return the shape for a number of rows, and of positions."""
+        sizes = {self.row_dim: rows} | dict.fromkeys(self.positions, width)
+        return tuple(sizes.get(dim, size) for dim, size in enumerate(self.shape))
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Kept:
 
     Attributes:
         seen: The keys of rows that have entered the prefix and whose outputs were kept.
+        shared: Whether other processes read the rows, too.
         results: By site and structure, what calls return.
         verified: Whether a replayed batch was compared with a plain one.
     """
@@ -67,6 +76,7 @@ class Kept:
     cut: Cut
     rows: Mapping[tuple[str, int], Rows]
     store: PrefixStore
+    shared: bool = False
     seen: set[bytes] = field(default_factory=set)
     results: dict[tuple[Site, bytes], Result] = field(default_factory=dict)
     verified: bool = False
@@ -76,15 +86,38 @@ class Kept:
         """Name the rows of a site in the store."""
         return (self.label, site.name, site.occurrence)
 
+    def known(self, entered: Sequence[bytes]) -> int:
+        """Count the rows whose outputs were kept, by the keys with which they have entered."""
+        if not self.shared or all(key in self.seen for key in entered):
+            return sum(key in self.seen for key in entered)
+        return sum(self.store.has((self.label, "entered"), entered))
+
+    def learn(self, entered: Sequence[bytes]) -> None:
+        """Note that outputs of rows are kept."""
+        new = [key for key in entered if key not in self.seen]
+        if self.shared and new:
+            self.store.add((self.label, "entered"), new, [torch.zeros(len(new), 1, dtype=torch.uint8)], [0])
+        self.seen.update(new)
+
     def drop(self) -> None:
         """Forget all rows."""
+        if self.shared:
+            self.store.drop((self.label, "entered"))
         for site in self.cut.sites:
             self.store.drop(self.split(site))
         self.seen.clear()
         self.verified = False
 
 
-def result_of(results: Sequence[Any], form: Form, given: Mapping[Token, int], rows: Rows, count: int | None) -> Result:
+def result_of(
+    results: Sequence[Any],
+    form: Form,
+    given: Mapping[Token, int],
+    rows: Rows,
+    count: int | None,
+    padding: PaddedBatch | None = None,
+    site: Site | None = None,
+) -> Result:
     """Tell what a call has returned, without the content of tensors.
 
     Args:
@@ -93,6 +126,8 @@ def result_of(results: Sequence[Any], form: Form, given: Mapping[Token, int], ro
         given: The arguments' leaves.
         rows: Where the rows lie.
         count: How many rows have entered; ``None`` if none has.
+        padding: What counts of each row, if not all does.
+        site: The call.
 
     Raises:
         Refused: It is nothing that can be kept.
@@ -112,8 +147,11 @@ def result_of(results: Sequence[Any], form: Form, given: Mapping[Token, int], ro
         dim = None if count is None else rows.results.get(place)
         if dim is not None and (dim >= leaf.dim() or leaf.shape[dim] != count):
             raise Refused("the outputs of a frozen module have other rows than its inputs")
-        shape = tuple(-1 if number == dim else size for number, size in enumerate(leaf.shape))
-        leaves.append(Kind(shape, leaf.dtype, leaf.device, dim))
+        positions = () if padding is None or site is None else padding.positions_of_result(site.place, place)
+        if padding is not None and any(leaf.shape[each] != padding.width for each in positions):
+            raise Refused("the outputs of a frozen module have another width than its inputs")
+        shape = tuple(-1 if each == dim or each in positions else size for each, size in enumerate(leaf.shape))
+        leaves.append(Kind(shape, leaf.dtype, leaf.device, dim, positions))
     return Result(form, tuple(leaves))
 
 

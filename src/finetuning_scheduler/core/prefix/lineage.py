@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..checksums import Checksums
 from .cut import Site
 from .fingerprints import KEY_BYTES, row_keys, tensor_key
+from .padding import PaddedBatch
 from .stand_ins import StandIn, Surroundings, real, version_of
 from .trees import Form, is_plain
 
@@ -61,16 +63,18 @@ class Lineage:
 
     Args:
         rows: By call, along which dimension the rows of its arguments lie.
+        padding: What counts of each row, if not all does.
 
     Attributes:
         entered: The keys of the first rows that have entered.
     """
 
-    def __init__(self, rows: Mapping[tuple[str, int], Rows]) -> None:
+    def __init__(self, rows: Mapping[tuple[str, int], Rows], padding: PaddedBatch | None = None) -> None:
         self._rows = rows
+        self._padding = padding
         self.entered: list[bytes] = []
         self._sources: dict[Token, tuple[Node, int]] = {}
-        self._groups: dict[Token, tuple[int, Sequence[bytes]]] = {}
+        self._groups: dict[tuple[Token, tuple[int, ...]], tuple[int, Sequence[bytes]]] = {}
         self._wholes: dict[Token, bytes] = {}
         self._held: list[Tensor] = []  # no storage is used twice in the step
 
@@ -93,7 +97,7 @@ class Lineage:
             elif leaf.requires_grad or leaf.is_nested or leaf.layout is not torch.strided:
                 usable = False
             else:
-                self._enter(real(leaf), rows_of.get(place), digest, groups)
+                self._enter(real(leaf), rows_of.get(place), self._positions(site, place), digest, groups)
         counts = {len(keys) for keys in groups.values()}
         usable &= len(counts) <= 1
         return Node(site, digest.digest(), groups, next(iter(counts), None), usable)
@@ -113,19 +117,34 @@ class Lineage:
         """Note that an argument is a leaf of the result, now that the call has changed it in place."""
         self._sources[token(leaf)] = (node, result)
 
-    def _enter(self, leaf: Tensor, row_dim: int | None, digest: Any, groups: dict[int, Sequence[bytes]]) -> None:
-        known = self._groups.get(token(leaf))
+    def _positions(self, site: Site, place: int) -> tuple[int, ...]:
+        """Return the dimensions of an argument in which not all counts."""
+        places = {} if self._padding is None else self._padding.places
+        return places[site.place].arguments.get(place, ()) if site.place in places else ()
+
+    def _enter(
+        self,
+        leaf: Tensor,
+        row_dim: int | None,
+        positions: tuple[int, ...],
+        digest: Any,
+        groups: dict[int, Sequence[bytes]],
+    ) -> None:
+        known = self._groups.get((token(leaf), positions))
         if known is None:
-            if row_dim is None or row_dim >= leaf.dim():
+            if not positions and (row_dim is None or row_dim >= leaf.dim()):
                 digest.update(b"|whole" + self._whole(leaf))
                 return
-            known = (len(self._groups), row_keys([leaf], [row_dim]))
-            self._groups[token(leaf)] = known
+            if self._padding is not None and positions:
+                known = (len(self._groups), self._padding.keys(leaf, row_dim, positions))
+            else:
+                known = (len(self._groups), row_keys([leaf], [row_dim]))
+            self._groups[token(leaf), positions] = known
             self._held.append(leaf)
             if not self.entered:
                 self.entered = list(known[1])
         number, keys = known
-        shape = [size for dim, size in enumerate(leaf.shape) if dim != row_dim]
+        shape = ["any" if dim in positions else size for dim, size in enumerate(leaf.shape) if dim != row_dim]
         digest.update(f"|rows {number} {row_dim} {shape} {leaf.dtype} {leaf.device.type}".encode())
         groups[number] = keys
 
@@ -147,5 +166,11 @@ def token(tensor: Tensor) -> Token:
         return ("object", id(tensor))
     address = tensor.untyped_storage().data_ptr()
     # PyTorch does not count the changes of inference tensors: their content has to be read.
-    version = tensor_key(tensor) if tensor.is_inference() else version_of(tensor)
+    version = _content(tensor) if tensor.is_inference() else version_of(tensor)
     return (address, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, version)
+
+
+def _content(tensor: Tensor) -> object:
+    """Tell one content of a tensor from another, as far as its kind can be read."""
+    batches = Checksums.of(cast("dict[str, nn.Parameter]", {"": tensor})).batches
+    return tuple(tuple(values.tolist()) for _, values in batches)

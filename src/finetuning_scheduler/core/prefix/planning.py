@@ -14,11 +14,13 @@ from ..session import Session
 from .calls import Forward, Interception, compiled_modules
 from .cut import Cut, block, find
 from .lineage import Rows
+from .padding import PaddedBatch, Places, Positions, padding_is_unread, positions_of
 from .refusal import Refused
-from .trees import first_rows, flatten
+from .trees import first_rows, flatten, mapped_by_number
 from .trial import Trials
 from .watch import Call, Trace, Watch
 
+Captured = dict[tuple[str, int], tuple[list[tuple[int, ...] | None], list[Any]]]
 _PHASES_AHEAD = 8  # whose outputs are kept in one pass
 
 
@@ -75,6 +77,48 @@ class Planner:
             self._see_rows(self._trace, step, args, kwargs)
         return self.cuts[phase]
 
+    def positions(
+        self, batch: PaddedBatch, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Places:
+        """Show that padding does not count, by a batch with more and other padding.
+
+        Raises:
+            Refused: It counts, or it cannot be told.
+        """
+        plain = self._captured(self.rows.keys(), step, args, kwargs)
+        wider = batch.wider((args, kwargs), mapped_by_number)
+        wide = self._captured(self.rows.keys(), step, *wider)
+        places: dict[tuple[str, int], Positions] = {}
+        for call, rows in self.rows.items():
+            if call not in plain or call not in wide:
+                raise Refused("other modules are called for a wider batch")
+            found = positions_of(batch, plain[call], wide[call])
+            if found is None or not padding_is_unread(batch, found, rows.results, plain[call][1], wide[call][1]):
+                raise Refused(f"padding counts in `{call[0]}`")
+            places[call] = found
+        if not any(any(each.arguments.values()) for each in places.values()):
+            raise Refused("no frozen module is given padded rows")
+        return places
+
+    def _captured(
+        self,
+        places: Collection[tuple[str, int]],
+        step: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Captured:
+        """Run a step of which nothing remains but the shapes and results of calls."""
+        seen = _Capture(places)
+        names = {name for name, _ in places}
+        interception = Interception({self.modules[name]: partial(seen.called, name) for name in names})
+
+        def captured() -> None:
+            with interception.active():
+                step(*args, **kwargs)
+
+        self._trials.run(captured, self._model.modules(), eager=True)
+        return seen.seen
+
     def uncompared(self) -> set[tuple[str, int]]:
         """Forget the calls that half a batch has shown and the whole one has not made; return them."""
         places = {place for place, rows in self.rows.items() if rows.half}
@@ -104,19 +148,11 @@ class Planner:
         count = rows_of_batch(args, kwargs)
         take = (count + 1) // 2
         half_args, half_kwargs = first_rows(args, count, take), first_rows(kwargs, count, take)
-        half = _Half(places)
-        names = {name for name, _ in places}
-        interception = Interception({self.modules[name]: partial(half.called, name) for name in names})
-
-        def halved() -> None:
-            with interception.active():
-                step(*half_args, **half_kwargs)
-
-        self._trials.run(halved, self._model.modules(), eager=True)
+        seen = self._captured(places, step, half_args, half_kwargs)
         calls = {(call.name, call.occurrence): call for call in _all_calls(trace.calls)}
         found = {
             place: _rows_of(calls[place], shapes, results, count, take)
-            for place, (shapes, results) in half.seen.items()
+            for place, (shapes, results) in seen.items()
             if place in calls
         }
         sites = self.cuts[self._session.phase].sites
@@ -133,11 +169,11 @@ def rows_of_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 0)
 
 
-class _Half:
+class _Capture:
     """Notes the shapes of arguments and the results of calls."""
 
     def __init__(self, places: Collection[tuple[str, int]]) -> None:
-        self.seen: dict[tuple[str, int], tuple[list[tuple[int, ...] | None], list[Any]]] = {}
+        self.seen: Captured = {}
         self._places = places
         self._counts: dict[str, int] = {}
 

@@ -12,6 +12,7 @@ from .calls import Forward
 from .cut import Site
 from .kept import Kept, Kind, Passed, Result, compare_half, result_of
 from .lineage import Lineage, Node, Token, token
+from .padding import PaddedBatch
 from .refusal import Refused
 from .stand_ins import Deferred, StandIn, Surroundings, real, stand_ins
 from .trees import Form, flatten, mapped
@@ -24,6 +25,7 @@ class Step:
         current: What is skipped in the present phase.
         others: What is skipped in coming phases, and kept in plain steps.
         replays: Whether calls are skipped: always, never, or (``None``) if the first rows to enter are known.
+        padding: What counts of each row, if not all does.
 
     Attributes:
         over: Set when the step is over; what activation checkpointing makes again is answered as before then.
@@ -33,9 +35,17 @@ class Step:
         rows: How many rows have entered.
     """
 
-    def __init__(self, current: Kept, others: Sequence[Kept] = (), *, replays: bool | None) -> None:
+    def __init__(
+        self,
+        current: Kept,
+        others: Sequence[Kept] = (),
+        *,
+        replays: bool | None,
+        padding: PaddedBatch | None = None,
+    ) -> None:
         self._kept = [current, *others]
-        self._lineages = [Lineage(kept.rows) for kept in self._kept]
+        self._padding = padding
+        self._lineages = [Lineage(kept.rows, padding) for kept in self._kept]
         self._sites = [{site.place: site for site in kept.cut.sites} for kept in self._kept]
         self._replays = replays
         self._counts: dict[str, int] = {}
@@ -47,10 +57,14 @@ class Step:
         self.rows = 0
 
     @property
+    def known_rows(self) -> int:
+        """How many of the rows that have entered had outputs that were kept before the step."""
+        return self._kept[0].known(self._lineages[0].entered)
+
+    @property
     def known(self) -> bool:
-        """Whether outputs of all rows that have entered were there before the step."""
-        entered, seen = self._lineages[0].entered, self._kept[0].seen
-        return bool(entered) and all(key in seen for key in entered)
+        """Whether outputs of all rows that have entered were kept before the step."""
+        return 0 < len(self._lineages[0].entered) == self.known_rows
 
     @property
     def hits(self) -> bool:
@@ -87,7 +101,7 @@ class Step:
         """Take it that the rows that have entered are there from now on, if all that is needed of them was kept."""
         for number, (kept, lineage) in enumerate(zip(self._kept, self._lineages, strict=True)):
             if number in self._looked and kept.failure is None:
-                kept.seen.update(lineage.entered)
+                kept.learn(lineage.entered)
 
     def _plain(
         self, wanted: Sequence[tuple[int, Site]], original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -127,7 +141,7 @@ class Step:
                 self._missed.add(number)
             return
         try:
-            result = result_of(results, form, given, kept.rows[site.place], node.rows)
+            result = result_of(results, form, given, kept.rows[site.place], node.rows, self._padding, site)
             compare_half(site, results, kept.rows[site.place])
         except Refused as refusal:
             kept.failure = str(refusal)
@@ -135,17 +149,24 @@ class Step:
         if kept.results.setdefault((site, node.structure), result) != result:
             kept.failure = f"`{site}` returns results of different forms for inputs of one form"
             return
-        places = result.kept(site)
-        if not places:
-            return
-        keys, split = node.keys(), kept.split(site)
+        if places := result.kept(site):
+            self._store(number, node, {place: (results[place], result.leaves[place]) for place in places})
+
+    def _store(self, number: int, node: Node, results: Mapping[int, tuple[Any, object]]) -> None:
+        """Keep what is needed of a result, if it is not there yet."""
+        kept = self._kept[number]
+        keys, split = node.keys(), kept.split(node.site)
         if not all(kept.store.has(split, keys)):
             self._missed.add(number)
-            tensors = [results[place].detach() for place in places]
-            dims = [_row_dim(result.leaves[place]) for place in places]
+            tensors = [tensor.detach() for tensor, _ in results.values()]
+            kinds = [kind for _, kind in results.values() if isinstance(kind, Kind)]
             if node.rows is None:
-                tensors, dims = [each[None] for each in tensors], [0] * len(tensors)
-            kept.store.add(split, keys, tensors, dims)
+                kept.store.add(split, keys, [each[None] for each in tensors], [0] * len(tensors))
+            else:
+                positions = [next(iter(kind.positions), None) for kind in kinds]
+                lengths = None if self._padding is None else self._padding.lengths
+                dims = [kind.row_dim for kind in kinds]
+                kept.store.add(split, keys, tensors, dims, position_dims=positions, lengths=lengths)
         self._looked.add(number)
         if number == 0:
             self.rows = max(self.rows, node.rows or 0)
@@ -169,7 +190,8 @@ class Step:
 
         given = [leaf.twin() if isinstance(leaf, StandIn) else leaf for leaf in leaves] if site.changed else leaves
         deferred = Deferred(make, given, around)
-        filled = _filled(result, known, leaves, deferred, node.rows)
+        width = 0 if self._padding is None else self._padding.width
+        filled = _filled(result, known, leaves, deferred, (node.rows or 0, width))
         lineage.given(node, filled)
         for place, returned in site.changed:
             leaves[place].source = (deferred, returned)
@@ -187,7 +209,8 @@ class Step:
             return {}
         self._looked.add(0)
         self.rows = max(self.rows, node.rows or 0)
-        tensors = kept.store.get(kept.split(node.site), node.keys())
+        width = None if self._padding is None or node.rows is None else self._padding.width
+        tensors = kept.store.get(kept.split(node.site), node.keys(), width=width)
         if tensors is not None and node.rows is None:
             tensors = [each[0] for each in tensors]
         return None if tensors is None else dict(zip(places, tensors, strict=True))
@@ -205,7 +228,7 @@ class Step:
 
 
 def _filled(
-    result: Result, known: Mapping[int, Tensor], arguments: Sequence[Any], deferred: Deferred, rows: int | None
+    result: Result, known: Mapping[int, Tensor], arguments: Sequence[Any], deferred: Deferred, sizes: tuple[int, int]
 ) -> list[Any]:
     """Return the leaves that a skipped call hands on."""
     filled: list[Any] = []
@@ -215,7 +238,7 @@ def _filled(
         elif isinstance(leaf, Passed):
             filled.append(arguments[leaf.place])
         elif isinstance(leaf, Kind):
-            filled.append(StandIn.of(deferred, place, leaf.shape_of(rows or 0), leaf.dtype, leaf.device))
+            filled.append(StandIn.of(deferred, place, leaf.shape_of(*sizes), leaf.dtype, leaf.device))
         else:
             filled.append(leaf)
     return filled
@@ -238,10 +261,6 @@ def _identity(leaf: Any) -> object:
 
 def _device_types(leaves: Sequence[Any]) -> list[str]:
     return sorted({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)} | {"cpu"})
-
-
-def _row_dim(leaf: object) -> int | None:
-    return leaf.row_dim if isinstance(leaf, Kind) else None
 
 
 def _tokens(leaves: Sequence[Any]) -> dict[Token, int]:

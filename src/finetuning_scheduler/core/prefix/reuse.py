@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ..optim.param_groups import mesh_of
+from ..ranks import Ranks
 from ..session import Report, Session
 from ..settings import Settings
 from ..transitions import Listener
@@ -32,29 +34,45 @@ class FrozenPrefix(Listener):
     Args:
         session: Executes the schedule.
         settings: ``frozen_prefix`` and what goes with it.
+        ranks: The processes that train together, if there are several: those of a node share what is kept.
         report: Where messages go: ``report(logging level, text)``; the package's logger if not given.
         quiet: Keeps what a step reports from being counted twice, while a batch is run once more.
     """
 
     def __init__(
-        self, session: Session, settings: Settings, *, report: Report | None = None, quiet: Quiet = nullcontext
+        self,
+        session: Session,
+        settings: Settings,
+        *,
+        ranks: Ranks | None = None,
+        report: Report | None = None,
+        quiet: Quiet = nullcontext,
     ) -> None:
         self._session = session
         self._report = report or logging.getLogger("finetuning_scheduler").log
         self._past: list[PrefixAccount] = []
         self._stages: dict[str, Stage] = {}
-        self._phase = -1
+        self._phase: int | None = None  # none has begun
         self._store: PrefixStore | None = None
         self._reason: str | None = None
         self._told: set[str] = set()
         self._left_out: dict[str, str] = {}
         if names := _STAGES[settings.frozen_prefix]:
             directory = None if settings.prefix_dir is None else Path(settings.prefix_dir)
-            store = self._store = PrefixStore(settings.prefix_budget, directory, settings.prefix_dtype)
+            shared = None if ranks is None else ranks.from_zero(lambda: uuid.uuid4().hex)
+            store = PrefixStore(settings.prefix_budget, directory, settings.prefix_dtype, shared=shared)
+            self._store = store
             trials = Trials(session.view.model, lambda: session.optimizer, quiet)
             for name in names:
                 self._stages[name] = Stage(
-                    name, session, store, trials, self.turn_off, self._teller(name), Comparison(settings.prefix_dtype)
+                    name,
+                    session,
+                    store,
+                    trials,
+                    self.turn_off,
+                    self._teller(name),
+                    Comparison(settings.prefix_dtype),
+                    shared=shared is not None,
                 )
             if (reason := _sharded(session)) is not None:
                 self.turn_off(reason)
@@ -107,6 +125,8 @@ class FrozenPrefix(Listener):
         if self._reason is None:
             self._reason = reason
             self._report(logging.WARNING, f"Frozen-prefix reuse is off from now on: {reason}.")
+        for stage in self._stages.values():
+            stage.note(reason)
         self.close()
 
     def close(self) -> None:
@@ -121,7 +141,7 @@ class FrozenPrefix(Listener):
 
     def after_thaw(self) -> None:
         """Follow a change of what is trained."""
-        if self._phase >= 0:
+        if self._phase is not None:
             self._past += self._present()
         self._phase = self._session.phase
         for stage in self._stages.values():
@@ -132,8 +152,9 @@ class FrozenPrefix(Listener):
         return step(*args, **kwargs) if stage is None else stage.run(step, args, kwargs)
 
     def _present(self) -> list[PrefixAccount]:
-        left_out = [PrefixAccount(self._phase, name, reason=why) for name, why in self._left_out.items()]
-        return [*left_out, *(stage.account(self._phase) for stage in self._stages.values())]
+        phase = self._session.phase if self._phase is None else self._phase
+        left_out = [PrefixAccount(phase, name, reason=why) for name, why in self._left_out.items()]
+        return [*left_out, *(stage.account(phase) for stage in self._stages.values())]
 
     def _teller(self, stage: str) -> Callable[[str], None]:
         def tell(reason: str) -> None:

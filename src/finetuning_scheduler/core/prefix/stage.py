@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from .closeness import Comparison
 from .cut import Cut
 from .guard import Guard
 from .kept import Kept
+from .padding import PaddedBatch, Places, padded_batch
 from .planning import Planner, rows_of_batch
 from .refusal import Refused
 from .replay import Step
@@ -39,6 +41,7 @@ class Stage:
         give_up: Called with the reason when reuse is over for the session.
         tell: Called with a reason why a phase goes without reuse.
         comparison: Compares a replayed batch with a plain one.
+        shared: Whether other processes read the store, too.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Stage:
         give_up: Callable[[str], None],
         tell: Callable[[str], None],
         comparison: Comparison,
+        *,
+        shared: bool,
     ) -> None:
         self.name = name
         self._session = session
@@ -58,6 +63,7 @@ class Stage:
         self._give_up = give_up
         self._tell = tell
         self._comparison = comparison
+        self._shared = shared
         self._model = session.view.model
         self._planner = Planner(session, trials)
         self._kept: dict[Cut, Kept] = {}
@@ -67,6 +73,7 @@ class Stage:
         self._guard: Guard | None = None
         self._obstacle: str | None = None
         self._changes = 0
+        self._read_in = 0  # the epoch in which what is frozen has been read
         self._epoch = 0
         self._epoch_rows = self._epoch_hits = 0
         self._attempts = 0  # to verify, in the present epoch
@@ -75,6 +82,9 @@ class Stage:
         self._interception: Interception | None = None
         self._account: dict[str, Any] = {}
         self._plain_per_row = 0.0
+        self._padding_counts = False
+        self._mask: int | None = None  # the leaf of batches that is their mask
+        self._places: Places | None = None  # the positions of rows, once padding has been shown not to count
 
     # --- what the driver calls
 
@@ -84,23 +94,25 @@ class Stage:
         begin = time.perf_counter()
         try:
             kept = self._ready(step, args, kwargs)
+            padding = None if kept is None else self._padding_of(step, args, kwargs)
         except Refused as refusal:
             self._refuse(str(refusal))
-            kept = None
+            kept = padding = None
         self._count("seconds_recording", time.perf_counter() - begin)
         if kept is None:
             return step(*args, **kwargs)
-        may_verify = not kept.verified and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
+        shows = padding is None or padding.is_padded
+        may_verify = not kept.verified and shows and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
         before = State.of(self._live(kept)) if may_verify else None
-        others = [] if kept.verified and not self._others(kept) else self._others(kept)
-        run = Step(kept, others, replays=None if kept.verified else False)
+        run = Step(kept, self._others(kept), replays=None if kept.verified else False, padding=padding)
         observed = Observed()
         with self._intercepted(run, observed if may_verify else None).active():
             output = step(*args, **kwargs)
         known = run.known
+        self._epoch_hits += run.known_rows if self._known else 0
         self._finish(run, kept)
         if before is not None and known and kept.failure is None:
-            self._verify(kept, before, output, observed, partial(step, *args, **kwargs))
+            self._verify(kept, before, output, observed, partial(step, *args, **kwargs), padding)
         return output
 
     def after_backward(self) -> None:
@@ -127,6 +139,10 @@ class Stage:
         held = self._store.bytes + self._store.spilled_bytes
         return PrefixAccount(phase, self.name, bytes=held, **self._account)
 
+    def note(self, reason: str) -> None:
+        """Take it into the account that there is no reuse any more."""
+        self._account["reason"] = reason
+
     def close(self) -> None:
         """Let go of everything."""
         self.after_backward()
@@ -142,9 +158,10 @@ class Stage:
                 batch = "a batch of one row does not show which dimensions are rows"
                 raise Refused(batch if rows else "the step is given no batch of tensors")
             self._due = False
-            self._current, self._guard = None, None
-            self._obstacle = None
-            self._plan(step, args, kwargs)
+            before, self._current, self._guard, self._obstacle = self._guard, None, None, None
+            self._current = planned = self._plan(step, args, kwargs)
+            if before is not None and not before.same():
+                self._still_same(before.narrowed(self._inside(planned)))
         kept = self._current
         if kept is None:
             return None
@@ -155,8 +172,18 @@ class Stage:
             self._guard = Guard(self._inside(kept))
             return kept if self._may_be_skipped(self._guard) else None
         if (self._obstacle is None and self._guard.same()) or self._still_good(self._guard):
-            return self._current
+            return None if self._has_moved_unseen() else self._current
         return None
+
+    def _has_moved_unseen(self) -> bool:
+        """Once an epoch, read what is frozen; tell if something has been changed behind PyTorch's back."""
+        if self._read_in == self._epoch or self._guard is None:
+            return False
+        self._read_in = self._epoch
+        if (change := self._guard.moved()) is None:
+            return False
+        self._give_up(f"{change}, through `.data` or the like; up to an epoch was trained on outputs of before")
+        return True
 
     def _may_be_skipped(self, guard: Guard) -> bool:
         """Tell if nothing stands against skipping the modules at the moment."""
@@ -168,22 +195,67 @@ class Stage:
 
     def _still_good(self, guard: Guard) -> bool:
         """Look at what has changed in the skipped modules; tell if they may be skipped."""
-        if not self._may_be_skipped(guard):
-            return False
+        return self._may_be_skipped(guard) and self._still_same(guard)
+
+    def _still_same(self, guard: Guard) -> bool:
+        """Forget all rows if what is frozen has changed; tell if it may be reused."""
         if (change := guard.difference()) is not None:
             self._changes += 1
-            for kept in self._kept.values():
-                kept.drop()
-                kept.results.clear()
-                self._born[kept.cut] = self._epoch
+            self._forget()
             if self._changes >= _CHANGES:
                 self._give_up(change)
                 return False
             self._guard = None
         return True
 
-    def _plan(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep what the present phase and the coming ones need, and nothing else."""
+    def _forget(self) -> None:
+        """Forget all rows."""
+        self._known = False
+        for kept in self._kept.values():
+            kept.drop()
+            kept.results.clear()
+            self._born[kept.cut] = self._epoch
+
+    def _padding_of(
+        self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> PaddedBatch | None:
+        """Tell what counts of each row, once a batch has shown that padding does not.
+
+        Raises:
+            Refused: The batch has no such mask although others had.
+        """
+        current = self._current
+        if self._padding_counts or current is None:
+            return None
+        batch = padded_batch((args, kwargs), self._mask)
+        if self._places is not None and any(site.place not in self._places for site in current.cut.sites):
+            self._places = None
+        if self._places is None:
+            if batch is None or not batch.is_padded:
+                return None
+            try:
+                self._places = self._planner.positions(batch, step, args, kwargs)
+            except Refused as refusal:
+                self._count_padding(str(refusal))
+                return None
+            self._mask = batch.leaf
+            self._forget()
+        if batch is None:
+            raise Refused("a batch is not padded at the end of its rows, as others are")
+        return replace(batch, places=self._places)
+
+    def _count_padding(self, reason: str) -> None:
+        """Take rows as they are from now on, padding included."""
+        self._padding_counts = True
+        self._account["left_out"] = (*self._account.get("left_out", ()), f"padding counts: {reason}")
+        self._forget()
+
+    def _plan(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Kept:
+        """Keep what the present phase and the coming ones need, and nothing else.
+
+        Raises:
+            Refused: Nothing can be skipped in the present phase.
+        """
         watches, planner = self._planner.watches, self._planner
         cut = planner.plan(step, args, kwargs)
         wanted = {each: None for each in planner.cuts.values() if each.sites}
@@ -192,21 +264,21 @@ class Stage:
         for each in wanted:
             if each not in self._kept and all(site.place in planner.rows for site in each.sites):
                 label = (self.name, *(f"{site.name} {site.occurrence} {sorted(site.needed)}" for site in each.sites))
-                self._kept[each] = Kept(label, each, planner.rows, self._store)
+                self._kept[each] = Kept(label, each, planner.rows, self._store, self._shared)
                 self._born[each] = self._epoch
         self._account["left_out"] = cut.refusals
         if not cut.sites:
             raise Refused(cut.reason)
         self._account["skipped"] = tuple(dict.fromkeys(site.name for site in cut.sites))
-        self._current = self._kept[cut]
-        self._current.verified = False
+        self._kept[cut].verified = False
+        return self._kept[cut]
 
     # --- during and after a step
 
     def _others(self, current: Kept) -> list[Kept]:
         """Return what is kept for coming phases; less of it where memory is short."""
         others = [kept for kept in self._kept.values() if kept is not current and kept.failure is None]
-        if others and self._store.spilled_bytes:
+        if others and self._store.bytes and self._store.spilled_bytes:
             others[-1].drop()
             self._kept.pop(others.pop().cut)
         return others
@@ -229,7 +301,6 @@ class Stage:
         self._count("rows", run.rows)
         if run.replayed:
             hits = run.rows if run.hits else 0
-            self._epoch_hits += hits
             self._count("hits", hits)
             self._count("seconds_saved", hits * self._plain_per_row - run.reuse_seconds)
             if torch.is_grad_enabled():
@@ -238,21 +309,28 @@ class Stage:
         else:
             self._plain_per_row = run.plain_seconds / max(run.rows, 1)
             self._count("seconds_recording", run.reuse_seconds)
-            if self._known and run.hits:
-                self._epoch_hits += run.rows
         if self._store.failure is not None:
             self._give_up(f"the store has failed: {self._store.failure}")
         elif kept.failure is not None:
             self._stop(kept, kept.failure)
 
-    def _verify(self, kept: Kept, before: State, output: object, observed: Observed, step: Callable[[], Any]) -> None:
+    def _verify(
+        self,
+        kept: Kept,
+        before: State,
+        output: object,
+        observed: Observed,
+        step: Callable[[], Any],
+        padding: PaddedBatch | None,
+    ) -> None:
         """Replay a step that has just been made plainly, and compare all that it has led to."""
         begin = time.perf_counter()
         live = self._live(kept)
         after = State.of(live)
         parameters = [each for each in self._session.parameters.values() if each.requires_grad]
         gradients = gradients_of(output, parameters) if torch.is_grad_enabled() else None
-        run, seen_again = Step(kept, replays=True), Observed()
+        run, seen_again = Step(kept, replays=True, padding=padding), Observed()
+        comparison = replace(self._comparison, padding=padding)
         replayed_gradients: list[list[Tensor | None] | None] = []
 
         def replayed() -> Any:
@@ -266,17 +344,19 @@ class Stage:
         try:
             result, state = self._trials.run(replayed, live)
             found = (
-                self._comparison.results(output, result, "the result of the step")
-                or self._differing_outputs(observed, seen_again)
-                or self._comparison.gradients(gradients, replayed_gradients[0])
-                or self._comparison.states(after, state)
+                comparison.results(output, result, "the result of the step")
+                or _differing_outputs(observed, seen_again, comparison)
+                or comparison.gradients(gradients, replayed_gradients[0])
+                or comparison.states(after, state)
             )
         except (Refused, RuntimeError) as error:
             found = str(error)
         finally:
             after.restore()
         self._count("seconds_recording", time.perf_counter() - begin)
-        if found is not None:
+        if found is not None and padding is not None:
+            self._count_padding(f"without it, {found}")
+        elif found is not None:
             self._give_up(f"a replayed batch differs from the plain one: {found}")
         else:
             self._attempts += 1
@@ -291,15 +371,6 @@ class Stage:
                     kept.failure = kept.failure or "the modules are not called in every step"
                 else:
                     self._kept.pop(kept.cut).drop()
-
-    def _differing_outputs(self, plain: Observed, replayed: Observed) -> str | None:
-        if [name for name, _ in plain.results] != [name for name, _ in replayed.results]:
-            return "other modules are called"
-        for (name, one), (_, other) in zip(plain.results, replayed.results, strict=True):
-            where = f"the result of `{name}`" if name else "the result of the model"
-            if (found := self._comparison.results(one, other, where)) is not None:
-                return found
-        return None
 
     # --- small things
 
@@ -331,3 +402,13 @@ class Stage:
         kept.drop()
         self._current = None
         self._refuse(reason)
+
+
+def _differing_outputs(plain: Observed, replayed: Observed, comparison: Comparison) -> str | None:
+    if [name for name, _ in plain.results] != [name for name, _ in replayed.results]:
+        return "other modules are called"
+    for (name, one), (_, other) in zip(plain.results, replayed.results, strict=True):
+        where = f"the result of `{name}`" if name else "the result of the model"
+        if (found := comparison.results(one, other, where)) is not None:
+            return found
+    return None

@@ -86,6 +86,12 @@ def mapped(function: Callable[[Leaf], Leaf], value: Any) -> Any:
     return form.build([function(leaf) for leaf in leaves])
 
 
+def mapped_by_number(function: Callable[[int, Leaf], Leaf], value: Any) -> Any:
+    """Apply a function to each leaf and its number."""
+    leaves, form = flatten(value)
+    return form.build([function(number, leaf) for number, leaf in enumerate(leaves)])
+
+
 def is_plain(leaf: object) -> bool:
     """Whether a leaf is a value whose content is known by its text."""
     return isinstance(leaf, PLAIN)

@@ -46,7 +46,7 @@ class Trials:
         gradients = [(each, each.grad, None if each.grad is None else each.grad.clone()) for each in parameters]
         before = State.of(modules)
         try:
-            with self._quiet(), self._without_steps(), self._without_reduction():
+            with self._quiet(), self._without_steps(), _without_replication():
                 if eager:
                     with eagerly(self._model):
                         result = step()
@@ -78,15 +78,20 @@ class Trials:
             if handle is not None:
                 handle.remove()
 
-    @contextmanager
-    def _without_reduction(self) -> Iterator[None]:
-        """Let replicas not wait for a backward pass that does not come."""
-        wrapped = next((each for each in self._model.modules() if isinstance(each, DistributedDataParallel)), None)
-        if wrapped is None:
-            yield
-        else:
-            with wrapped.no_sync():
-                yield
+
+@contextmanager
+def _without_replication() -> Iterator[None]:
+    """Let replicated models be called without talking to other replicas, nor waiting for a backward pass."""
+    before = DistributedDataParallel.forward
+
+    def forward(self: DistributedDataParallel, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    DistributedDataParallel.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DistributedDataParallel.forward = before  # type: ignore[method-assign]
 
 
 def _restored(gradients: Sequence[tuple[nn.Parameter, Tensor | None, Tensor | None]]) -> bool:

@@ -144,6 +144,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with self._interception.active(), self:
             yield
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave out importing the compiler, which takes seconds: nothing is compiled while this is active."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self._pauses:
