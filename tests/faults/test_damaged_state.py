@@ -79,7 +79,6 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "scheduler: groups in words": (replaced(SCHEDULER, parameter_groups="all"), "parameter_groups"),
     "scheduler: other groups": (replaced(SCHEDULER, parameter_groups=[["a", "b"]]), "parameter group"),
     "scheduler: too many groups": (replaced(SCHEDULER, parameter_groups=[[], [], []]), "parameter groups"),
-    "scheduler: an unknown key": (replaced(SCHEDULER, depth=1), "depth"),
     "scheduler: no version": (without(SCHEDULER, "version"), "version"),
     "scheduler: a newer format": (replaced(SCHEDULER, version=99), "format 99"),
     "scheduler: metrics in words": (replaced(SCHEDULER, metrics="none"), "metrics"),

@@ -131,6 +131,7 @@ def test_each_group_is_logged_from_its_first_step(name: str, monitor_first: bool
     assert logged(trainer) == expected(case, groups)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # Lightning's, of its own checkpoints
 @pytest.mark.parametrize("monitor_first", [True, False], ids=["before", "behind"])
 @pytest.mark.parametrize("interval", ["step", "epoch", None])
 @pytest.mark.parametrize("epochs", [1, 2, 3], ids=["in phase 0", "in phase 2", "later"])

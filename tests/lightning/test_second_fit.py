@@ -58,7 +58,7 @@ def test_arguments_set_before_the_fit_count(tmp_path: Path) -> None:
     session.scheduler.log_dir = tmp_path / "elsewhere"
     session.fit()
     assert session.scheduler.max_depth == session.scheduler.curr_depth == 0
-    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["Toy_ft_schedule.yaml"]
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"Toy_ft_schedule.yaml", "fts_history.json"}
 
 
 @pytest.mark.parametrize(
