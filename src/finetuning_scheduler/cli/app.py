@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from . import check, params
 
 app = typer.Typer(
     name="fts",
@@ -30,6 +31,10 @@ def _fts(
     ] = False,
 ) -> None:
     """Look at fine-tuning schedules and models: write, check and compare schedules before anything is trained."""
+
+
+app.command(epilog=check.EXAMPLES)(check.check)
+app.command(epilog=params.EXAMPLES)(params.params)
 
 
 def main() -> None:

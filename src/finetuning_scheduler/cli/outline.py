@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..core.view import ModelView
+    from .shapes import ModelSummary
 
 _WITH_GRADIENT = ("float", "bfloat", "complex")
 BYTES = {
@@ -132,6 +133,19 @@ class ModelOutline:
             notes=notes,
         )
 
+    @property
+    def summary(self) -> ModelSummary:
+        """What ``--json`` says of it."""
+        from .shapes import ModelSummary
+
+        return ModelSummary(
+            name=self.title,
+            source=self.source,
+            tensors=len(self.parameters),
+            parameters=self.total,
+            notes=list(self.notes),
+        )
+
     def with_notes(self, *notes: str) -> ModelOutline:
         """Add what a user should know."""
         return replace(self, notes=(*self.notes, *notes))
@@ -164,7 +178,7 @@ def is_buffer(name: str, facts: TensorFacts) -> bool:
 
 _ROLES: tuple[tuple[str, float], ...] = (
     (r"(\w*_)?(embed\w*|emb|wte|wpe|shared|stem|patchifier)|cls_token|mask_token|reg_token|conv1|bn1|conv_stem", 0),
-    (r"encoder\w*|features|backbone|body|vision\w*|visual", 1),
+    (r"weight|encoder\w*|features|backbone|body|vision\w*|visual", 1),
     (r"decoder\w*|language\w*|text\w*", 3),
     (r"(\w*_)?(norm\w*|ln_f|layernorm|layer_norm|pooler|projector|projection)|LayerNorm", 4),
     (r"(\w*_)?(head\w*|classifier|fc|score|output_layer|logit_scale)", 5),

@@ -1,4 +1,4 @@
-"""Models that code makes: classes and functions of the user's, and Hugging Face folders, without weights if possible."""
+"""Models that code makes, without weights if possible: classes and functions, and Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_program(source: str, init: Mapping[str, Any]) -> ModelOutline:
     """Outline the model that a class or function makes, on the meta device if it can be made there.
 
     Args:
-        source: ``package.module:Class`` or ``package.module:function``; the folder the command runs in is searched, too.
+        source: ``package.module:Class`` or ``package.module:function``; the folder at hand is searched, too.
         init: Its keyword arguments.
 
     Raises:
@@ -63,10 +63,8 @@ def read_hugging_face(folder: Path) -> ModelOutline | None:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         named = [getattr(transformers, name, None) for name in settings.get("architectures") or ()]
         with torch.device("meta"), foreign_code():
-            if named and named[0] is not None:
-                model = named[0](config)
-            else:
-                model = transformers.AutoModel.from_config(config)
+            known = bool(named) and named[0] is not None
+            model = named[0](config) if known else transformers.AutoModel.from_config(config)
     except Exception as error:
         if isinstance(error, (KeyError, ValueError)) and "does not recognize" in str(error):
             return None
@@ -130,17 +128,18 @@ def _made(make: Callable[..., Any], init: Mapping[str, Any], source: str) -> nn.
     from torch import nn
 
     _check_arguments(make, init, source)
-    try:
-        with torch.device("meta"):
-            made = make(**init)
-    except (Exception, SystemExit):  # some constructors look at values: only on a device with values that can be told
-        made = None
-    if made is None:
+    failure: BaseException | None = None
+    # some constructors look at values: only on a device with values can these be told
+    for device in ("meta", "cpu"):
         try:
-            made = make(**init)
-        except (Exception, SystemExit) as error:
-            fix = "give its arguments with --init key=value"
-            raise _wrong(f"expected a model, got an error from {source}: {_reason(error)}", fix) from error
+            with torch.device(device):
+                made = make(**init)
+            break
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # what a user's code raises is said below
+            failure = error
+    else:
+        fix = "give its arguments with --init key=value"
+        raise _wrong(f"expected a model, got an error: {_reason(failure)}", fix, source) from failure
     if not isinstance(made, nn.Module):
         raise _wrong(f"expected a torch.nn.Module, got {type(made).__name__}", "name what makes the model", source)
     return made
@@ -179,7 +178,7 @@ def _import_error(source: str, error: BaseException) -> ScheduleError:
     return _wrong(message, "correct what it says; `python -c 'import ...'` shows where", source)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException | None) -> str:
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

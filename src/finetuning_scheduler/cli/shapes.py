@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..errors import Problem
 
 
+Kind = Literal["error", "warning", "notice"]
+
+
 class Shape(BaseModel):
     """Immutable, with all its keys known."""
 
@@ -19,7 +22,7 @@ class Shape(BaseModel):
 class Finding(Shape):
     """Something that was found, and where."""
 
-    kind: Literal["error", "warning", "notice"] = Field(default="error", description="How much it matters.")
+    kind: Kind = Field(default="error", description="How much it matters.")
     message: str = Field(description="What is wrong: what was expected, and what there is.")
     fix: str | None = Field(default=None, description="What to do about it.")
     file: str | None = Field(default=None, description="The file, as it was given.")
@@ -29,27 +32,125 @@ class Finding(Shape):
     selector: str | None = Field(default=None, description="The selector among the phase's `params`.")
 
     @classmethod
-    def of(cls, problem: Problem, kind: Literal["error", "warning", "notice"] = "error") -> Finding:
+    def of(cls, problem: Problem, kind: Kind = "error") -> Finding:
         """Say a problem."""
         return cls(
             kind=kind,
             message=problem.message,
             fix=problem.fix,
             file=problem.source,
-            line=None if problem.line is None else int(problem.line),
-            column=getattr(problem.line, "column", None),
+            line=problem.line,
+            column=problem.column,
             phase=problem.phase,
             selector=problem.selector,
         )
 
 
 class Failure(Shape):
-    """There is no answer; the exit status is 2."""
+    """Of any command: there is no answer; the exit status is 2."""
 
     problems: list[Finding] = Field(description="Why there is none.")
 
 
-SHAPES: dict[str, type[Shape]] = {"failure": Failure}
+class ModelSummary(Shape):
+    """A model as far as it is known without its weights."""
+
+    name: str = Field(description="The name of its class, or of its file.")
+    source: str = Field(description="MODEL, as it was given.")
+    tensors: int = Field(description="How many parameters it has, tied ones counted once.")
+    parameters: int = Field(description="How many values these have.")
+    notes: list[str] = Field(description="What is guessed about it.")
+
+
+class CheckAnswer(Shape):
+    """Of `fts check`: exit status 0 if `ok`, else 1."""
+
+    ok: bool = Field(description="Whether there is no error among the findings.")
+    schedule: str = Field(description="SCHEDULE, as it was given.")
+    model: ModelSummary | None = Field(description="The model.")
+    phases: int | None = Field(description="How many phases there are; null if there are errors.")
+    thawed_tensors: int | None = Field(description="How many parameters some phase thaws; null if there are errors.")
+    thawed_parameters: int | None = Field(description="How many values these have; null if there are errors.")
+    findings: list[Finding] = Field(description="Everything that was found, errors first.")
+
+
+class Tensor(Shape):
+    """A parameter."""
+
+    name: str = Field(description="Its full name.")
+    shape: list[int] = Field(description="Its shape.")
+    dtype: str = Field(description="PyTorch's name of its type, such as `float32`.")
+    parameters: int = Field(description="How many values it has.")
+    selected: bool = Field(description="Whether the pattern selects it; true if there is none.")
+    aliases: list[str] = Field(description="Its other names, if it is tied.")
+
+
+class ParamsAnswer(Shape):
+    """Of `fts params`: exit status 0, or 1 if the pattern selects nothing."""
+
+    model: ModelSummary
+    pattern: str | None = Field(description="PATTERN, as it was given.")
+    selected_tensors: int = Field(description="How many parameters the pattern selects.")
+    selected_parameters: int = Field(description="How many values these have.")
+    tensors: list[Tensor] = Field(description="All parameters.")
+    buffers: list[str] = Field(description="Names of the buffers.")
+    findings: list[Finding] = Field(description="What is to be said about the pattern.")
+
+
+class Setting(Shape):
+    """A key of a phase that the two schedules do not agree on."""
+
+    phase: int = Field(description="The phase.")
+    key: str = Field(description="The key, such as `lr`; `phase` if only one schedule has it.")
+    a: Any = Field(description="Its value in A; null if it has none.")
+    b: Any = Field(description="Its value in B; null if it has none.")
+
+
+class Move(Shape):
+    """Parameters that the two schedules thaw in different phases."""
+
+    a: int | None = Field(description="The phase in A; null if they stay frozen.")
+    b: int | None = Field(description="The phase in B; null if they stay frozen.")
+    selectors: list[str] = Field(description="Full names with MODEL, else the selectors that differ.")
+    parameters: int | None = Field(description="How many values these have; null without MODEL.")
+
+
+class DiffAnswer(Shape):
+    """Of `fts diff`: exit status 0 if `same`, else 1."""
+
+    same: bool = Field(description="Whether both do the same.")
+    a: str = Field(description="A, as it was given.")
+    b: str = Field(description="B, as it was given.")
+    model: ModelSummary | None = Field(description="The model, if one was given.")
+    moves: list[Move] = Field(description="What is thawed at another time.")
+    settings: list[Setting] = Field(description="What else differs, by phase.")
+
+
+class NewPhase(Shape):
+    """A phase of a schedule that was made."""
+
+    selectors: list[str] = Field(description="Its `params`.")
+    tensors: int = Field(description="How many parameters it thaws.")
+    parameters: int = Field(description="How many values these have.")
+
+
+class NewAnswer(Shape):
+    """Of `fts new`: exit status 0."""
+
+    model: ModelSummary
+    heuristic: str | None = Field(description="What it was made by; null with --phase.")
+    file: str | None = Field(description="The file that was written, if any.")
+    yaml: str = Field(description="Its text.")
+    phases: list[NewPhase] = Field(description="Its phases, in order.")
+
+
+SHAPES: dict[str, type[Shape]] = {
+    "check": CheckAnswer,
+    "diff": DiffAnswer,
+    "failure": Failure,
+    "new": NewAnswer,
+    "params": ParamsAnswer,
+}
 SCHEMAS = Path(__file__).parent / "schemas"
 
 
