@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import check, params
+from . import check, diff, new, params
 
 app = typer.Typer(
     name="fts",
@@ -33,8 +33,13 @@ def _fts(
     """Look at fine-tuning schedules and models: write, check and compare schedules before anything is trained."""
 
 
-app.command(epilog=check.EXAMPLES)(check.check)
-app.command(epilog=params.EXAMPLES)(params.params)
+for command, examples in (
+    (new.new, new.EXAMPLES),
+    (check.check, check.EXAMPLES),
+    (params.params, params.EXAMPLES),
+    (diff.diff, diff.EXAMPLES),
+):
+    app.command(epilog=examples)(command)
 
 
 def main() -> None:

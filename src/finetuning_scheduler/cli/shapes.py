@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import Problem
 
-
 Kind = Literal["error", "warning", "notice"]
 
 
