@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .models import Init, ModelOutline, read_model
-from .output import OK, PROBLEMS, AsJson, Output, answering
+from .output import OK, PROBLEMS, AsJson, Output, answering, counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -149,15 +149,17 @@ def _print(output: Output, answer: DiffAnswer, outline: ModelOutline | None) -> 
 def _headline(move: Move) -> Text:
     from rich.text import Text
 
+    if move.parameters is None:  # nobody knows what the selectors mean
+        side = ("in A only, ", "bold red") if move.b is None else ("in B only, ", "bold green")
+        if move.a is None or move.b is None:
+            return Text.assemble(side, f"phase {move.b if move.a is None else move.a}")
+        return Text.assemble((f"phase {move.a}", "bold red"), " -> ", (f"phase {move.b}", "bold green"))
     text = Text.assemble(
         ("frozen" if move.a is None else f"phase {move.a}", "bold red"),
         " -> ",
         ("frozen" if move.b is None else f"phase {move.b}", "bold green"),
     )
-    if move.parameters is None:
-        return text.append(f"  {len(move.selectors):,} selectors" if len(move.selectors) > 1 else "  1 selector")
-    tensors = f"{len(move.selectors):,} tensors" if len(move.selectors) > 1 else "1 tensor"
-    return text.append(f"  {tensors}, {move.parameters:,} parameters")
+    return text.append(f"  {counted(len(move.selectors), 'tensor')}, {move.parameters:,} parameters")
 
 
 def _said(move: Move, outline: ModelOutline | None) -> list[str]:

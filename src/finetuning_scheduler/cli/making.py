@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from ..core.schedule.collapse import collapsed, counted_by_module
@@ -52,8 +53,7 @@ def by_heuristic(outline: ModelOutline, heuristic: str) -> list[PhaseDraft]:
         groups = [list(phase.params) for phase in schedule.phases]
         if heuristic == "pairs":
             return [PhaseDraft("", names, names) for names in groups]
-        roles = Roles(outline, thawable(outline))
-        drafts = [PhaseDraft(_title(names, roles, position), names) for position, names in enumerate(groups)]
+        drafts = [PhaseDraft(_title(names, position), names) for position, names in enumerate(groups)]
         return with_selectors(outline, drafts)
     keys = {"lr_decay": LAYER_DECAY} if heuristic == "layer-wise" else {}
     head, rest = by_roles(outline, ["head", "rest"])
@@ -119,8 +119,12 @@ def _exact(patterns: Iterable[str], names: set[str], outline: ModelOutline) -> I
     yield from sorted(left, key=outline.index.positions.__getitem__)
 
 
-def _title(names: Sequence[str], roles: Roles, position: int) -> str:
-    block = roles.block_of.get(names[0])
-    if block is not None:
-        return f"block {block}"
-    return "after the last block" if position == 0 else "between or before blocks"
+def _title(names: Sequence[str], position: int) -> str:
+    """Say what a phase of the heuristic `blocks` is: the path that its names share tells it."""
+    shared = list(
+        takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".") for name in names), strict=False))
+    )
+    path = [parts[0] for parts in shared if parts[0] != names[0].split(".")[-1]]
+    if any(character.isdigit() for character in "".join(path)):
+        return f"block {'.'.join(path)}"
+    return "after the last block" if position == 0 else "before or between blocks"

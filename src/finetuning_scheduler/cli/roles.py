@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
-from ..core.schedule.blocks import blocks_of
 from ..core.schedule.expression import INVALID, Clock, compiled
 from ..core.schedule.names import matching_names
 from ..core.schedule.wording import closest, did_you_mean, listed
@@ -42,10 +41,10 @@ class Roles:
     outline: ModelOutline
     names: Sequence[str]
 
-    @cached_property
+    @property
     def block_of(self) -> Mapping[str, str]:
         """The block of each parameter that is in one."""
-        return blocks_of(self.outline.structure)
+        return self.outline.block_of
 
     @cached_property
     def head(self) -> list[str]:
