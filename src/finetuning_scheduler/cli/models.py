@@ -54,8 +54,10 @@ def read_model(model: str, init: Sequence[str] | None = None) -> ModelOutline:
         raise ScheduleError(Problem(message, did_you_mean(_near(path), fix), model))
     if path.is_file():
         return read_file(path)
-    outline = read_hugging_face(path) if (path / "config.json").is_file() else None
-    return outline or read_folder(path)
+    if not (path / "config.json").is_file():
+        return read_folder(path)
+    note = "Its config.json makes no model here: transformers is not installed, or does not know it."
+    return read_hugging_face(path) or read_folder(path).with_notes(note)
 
 
 def _near(path: Path) -> list[str]:
