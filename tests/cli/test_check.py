@@ -63,7 +63,9 @@ def test_a_problem_has_its_line_and_column_with_carets_below_what_it_is_about(
     blocks = [block.splitlines() for block in answer.out.split("\n\n")]
     (block,) = (each for each in blocks if each[0].startswith(f"bad.yaml:{place}: error: "))
     assert message in " ".join(line.strip() for line in block)
-    source = next(position for position, line in enumerate(block) if line.endswith(text.splitlines()[int(place[0]) - 1]))
+    source = next(
+        position for position, line in enumerate(block) if line.endswith(text.splitlines()[int(place[0]) - 1])
+    )
     carets = block[source + 1]
     start = carets.index("^")
     assert block[source][start : len(carets)] == marked

@@ -57,7 +57,9 @@ def test_without_a_model_the_selectors_are(here: Path) -> None:
 
 def test_other_ways_to_write_the_same_are_no_difference(here: Path, bert: str) -> None:
     written(here / "a.yaml", "0: {params: ['classifier.*']}\n1: {params: ['*'], lr: 1e-5}\n")
-    written(here / "b.yaml", "'1': {lr: 0.00001, params: ['bert.*']}\n0:\n  params: [classifier.bias, classifier.weight]\n")
+    written(
+        here / "b.yaml", "'1': {lr: 0.00001, params: ['bert.*']}\n0:\n  params: [classifier.bias, classifier.weight]\n"
+    )
     answer = fts("diff", "a.yaml", "b.yaml", bert)
     assert answer.status == 0
     assert answer.out.startswith("no difference")
