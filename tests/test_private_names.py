@@ -22,6 +22,7 @@ from types import ModuleType
 import lightning.pytorch  # before the stand-alone package, so that other tests go on with this one
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -109,6 +110,8 @@ TORCH = [
     Row(optimizer, "_optimizer_step_post_hooks", "whether hooks tell of an optimizer's steps"),
     Row(nn.Module, "_non_persistent_buffers_set", "buffers that are no part of a best state"),
     Row(nn.Module, "_modules", "all children, a child's second name included"),
+    Row(nn.Module, "_parameters", "given to modules that are made of names, whatever these are"),
+    Row(transformers.PreTrainedModel, "_no_split_modules", "the classes of a model's blocks"),
     Row(compiled, "_orig_mod", "left out of parameter names"),
     Row(checkpointed, "_checkpoint_wrapped_module", "left out of parameter names"),
     Row(custom_policy, "_lambda_fn", "a wrapping policy that is extended"),
