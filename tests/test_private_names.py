@@ -101,6 +101,11 @@ def batchnorm() -> ModuleType:
     return importlib.import_module("torch.nn.modules.batchnorm")
 
 
+def of_transformers() -> nn.Module:
+    config = transformers.ViTConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    return transformers.ViTModel(config)
+
+
 TORCH = [
     Row(constant, "_last_lr", "grows with the parameter groups"),
     Row(sequential, "_schedulers", "the schedulers one is made of"),
@@ -111,7 +116,7 @@ TORCH = [
     Row(nn.Module, "_non_persistent_buffers_set", "buffers that are no part of a best state"),
     Row(nn.Module, "_modules", "all children, a child's second name included"),
     Row(nn.Module, "_parameters", "given to modules that are made of names, whatever these are"),
-    Row(transformers.PreTrainedModel, "_no_split_modules", "the classes of a model's blocks"),
+    Row(of_transformers, "_no_split_modules", "the classes of a model's blocks"),
     Row(compiled, "_orig_mod", "left out of parameter names"),
     Row(checkpointed, "_checkpoint_wrapped_module", "left out of parameter names"),
     Row(custom_policy, "_lambda_fn", "a wrapping policy that is extended"),
