@@ -17,7 +17,7 @@ from finetuning_scheduler.cli.app import app
 from finetuning_scheduler.cli.shapes import SCHEMAS, SHAPES, schema_text
 from tests.cli.files import Answer, bert_shapes, fts, installed, safetensors, written
 
-COMMANDS = ("check", "diff", "new", "params")
+COMMANDS = ("check", "diff", "merge", "new", "params")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 MOST_SECONDS = 5.0
 

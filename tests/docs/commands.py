@@ -89,7 +89,7 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
         "tests/cli/test_page.py::test_the_page_shows_what_its_commands_print",
     ),
     **dict.fromkeys(
-        ["fts check", "fts diff", "fts new", "fts params"],
+        ["fts check", "fts diff", "fts merge", "fts new", "fts params"],
         "tests/cli/test_command.py::test_help_has_examples_and_exit_statuses",
     ),
     "python -m finetuning_scheduler": "tests/cli/test_command.py::test_the_module_is_the_command",

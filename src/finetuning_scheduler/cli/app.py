@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import check, diff, new, params
+from . import check, diff, merge, new, params
 
 app = typer.Typer(
     name="fts",
@@ -39,6 +39,7 @@ for command, short, examples in (
     (check.check, "Find everything that is wrong with a schedule.", check.EXAMPLES),
     (params.params, "Show a model's modules, and what a pattern selects.", params.EXAMPLES),
     (diff.diff, "Tell what two schedules do differently.", diff.EXAMPLES),
+    (merge.merge, "Make a checkpoint without frozen weights whole.", merge.EXAMPLES),
 ):
     app.command(short_help=short, epilog=examples)(command)
 

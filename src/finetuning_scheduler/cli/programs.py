@@ -34,7 +34,16 @@ def read_program(source: str, init: Mapping[str, Any]) -> ModelOutline:
         ScheduleError: It is not there, or makes no module.
     """
     with foreign_code():
-        return ModelOutline.of_module(_made(_found(source), init, source), source)
+        return ModelOutline.of_module(built(source, init), source)
+
+
+def built(source: str, init: Mapping[str, Any], devices: Sequence[str] = ("meta", "cpu")) -> nn.Module:
+    """Make the model that a class or function makes, on the first device on which that can be done.
+
+    Raises:
+        ScheduleError: It is not there, or makes no module.
+    """
+    return _made(_found(source), init, source, devices)
 
 
 def read_hugging_face(folder: Path) -> ModelOutline | None:
@@ -124,14 +133,14 @@ def _found(source: str) -> Callable[..., Any]:
     return made
 
 
-def _made(make: Callable[..., Any], init: Mapping[str, Any], source: str) -> nn.Module:
+def _made(make: Callable[..., Any], init: Mapping[str, Any], source: str, devices: Sequence[str]) -> nn.Module:
     import torch
     from torch import nn
 
     _check_arguments(make, init, source)
     failure: BaseException | None = None
     # some constructors look at values: only on a device with values can these be told
-    for device in ("meta", "cpu"):
+    for device in devices:
         try:
             with torch.device(device):
                 made = make(**init)

@@ -144,10 +144,20 @@ class NewAnswer(Shape):
     phases: list[NewPhase] = Field(description="Its phases, in order.")
 
 
+class MergeAnswer(Shape):
+    """Of `fts merge`: exit status 0."""
+
+    checkpoint: str = Field(description="CKPT, as it was given.")
+    file: str = Field(description="The whole file that was written.")
+    bytes_before: int = Field(description="The size of CKPT.")
+    bytes_after: int = Field(description="The size of the whole file.")
+
+
 SHAPES: dict[str, type[Shape]] = {
     "check": CheckAnswer,
     "diff": DiffAnswer,
     "failure": Failure,
+    "merge": MergeAnswer,
     "new": NewAnswer,
     "params": ParamsAnswer,
 }

@@ -13,6 +13,7 @@ from typing import Any
 from ..core.schedule.wording import listed
 from ..errors import Problem, ScheduleError
 from .outline import ModelOutline, TensorFacts, guessed_order, is_buffer
+from .output import counted
 
 MAX_HEADER = 100_000_000  # bytes, as in the format's own library
 _TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -75,6 +76,27 @@ def read_folder(path: Path) -> ModelOutline:
     raise _refused(path, "got a folder without any", f"name a folder with {wanted}")
 
 
+def weights_of(path: Path) -> dict[str, Any]:
+    """Read the tensors of a file, with their values, by name.
+
+    Raises:
+        ScheduleError: It cannot be read, or holds no tensors.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        except ImportError as error:
+            raise _refused(path, "got one of a format that is not installed", "pip install safetensors") from error
+        except Exception as error:  # of the format's library
+            raise _refused(path, f"but it cannot be read: {error}", "fetch it again") from error
+    state = _state_dict(_loaded(path))
+    if not state:
+        raise _refused(path, "got a file without tensors by name", "name a file with the model's state_dict")
+    return state
+
+
 def safetensors_header(path: Path) -> dict[str, TensorFacts]:
     """Read names, shapes and types from the header of a safetensors file; no weights are read.
 
@@ -135,12 +157,19 @@ def _sharded(path: Path) -> dict[str, TensorFacts]:
 
 def _checkpoint(path: Path) -> ModelOutline:
     """Outline the model in a checkpoint of PyTorch or Lightning; its state dictionary has the order of the modules."""
-    tensors, tied = _saved(path)
-    return _outline(path, tensors, ordered=True, tied=tied)
+    from ..core.slim import LEFT_OUT, is_slim
+
+    loaded = _loaded(path)
+    tensors, tied = _saved(path, loaded)
+    outline = _outline(path, tensors, ordered=True, tied=tied)
+    if not (isinstance(loaded, Mapping) and is_slim(loaded)):
+        return outline
+    left_out = counted(len(loaded[LEFT_OUT].get("fingerprints", ())), "frozen weight")
+    return outline.with_notes(f"It leaves out {left_out}: name the class, or the file that `fts merge` makes of it.")
 
 
-def _saved(path: Path) -> tuple[dict[str, TensorFacts], dict[str, str]]:
-    state = _state_dict(_loaded(path))
+def _saved(path: Path, loaded: Any = None) -> tuple[dict[str, TensorFacts], dict[str, str]]:
+    state = _state_dict(_loaded(path) if loaded is None else loaded)
     if not state:
         raise _refused(path, "got a file without tensors by name", "name a file with the model's state_dict")
     tensors: dict[str, TensorFacts] = {}
@@ -177,10 +206,14 @@ def _state_dict(loaded: Any) -> dict[str, Any]:
     """Find the tensors by name in what a checkpoint holds."""
     from torch import Tensor
 
+    from ..core.slim import NOTE
+
     if not isinstance(loaded, Mapping):
         return {}
     inner = next((loaded[key] for key in _STATE_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
-    return {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    tensors.pop(NOTE, None)  # of a checkpoint that leaves out frozen weights
+    return tensors
 
 
 def _outline(
