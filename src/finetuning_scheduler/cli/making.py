@@ -122,10 +122,11 @@ def _exact(patterns: Iterable[str], names: set[str], outline: ModelOutline) -> I
 
 def _title(names: Sequence[str], position: int) -> str:
     """Say what a phase of the heuristic `blocks` is: the path that its names share tells it."""
-    shared = list(
-        takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".") for name in names), strict=False))
-    )
-    path = [parts[0] for parts in shared if parts[0] != names[0].split(".")[-1]]
-    if any(character.isdigit() for character in "".join(path)):
+    modules = [name.split(".")[:-1] for name in names]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))
+    path = [parts[0] for parts in shared]
+    while path and not path[-1][-1:].isdigit():  # `layers.3.mlp`, of a block that has nothing else
+        path.pop()
+    if path:
         return f"block {'.'.join(path)}"
     return "after the last block" if position == 0 else "before or between blocks"
