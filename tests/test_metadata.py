@@ -107,3 +107,9 @@ def test_ci_runs_the_tests_on_every_python_that_the_metadata_name() -> None:
     assert named
     assert workflow["jobs"]["tests"]["strategy"]["matrix"]["python"] == named
     assert PROJECT["requires-python"] == f">={named[0]}"
+
+
+def test_the_command_is_installed_from_the_function_that_runs_it() -> None:
+    from finetuning_scheduler.cli.app import main
+
+    assert PROJECT["scripts"] == {"fts": f"{main.__module__}:{main.__qualname__}"}

@@ -22,6 +22,7 @@ from types import ModuleType
 import lightning.pytorch  # before the stand-alone package, so that other tests go on with this one
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -104,6 +105,11 @@ def batchnorm() -> ModuleType:
     return importlib.import_module("torch.nn.modules.batchnorm")
 
 
+def of_transformers() -> nn.Module:
+    config = transformers.ViTConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
+    return transformers.ViTModel(config)
+
+
 def torch_utils() -> ModuleType:
     return importlib.import_module("torch.utils")
 
@@ -133,6 +139,8 @@ TORCH = [
     Row(optimizer, "_process_value_according_to_param_policy", "of which kind a tensor of the state is"),
     Row(nn.Module, "_non_persistent_buffers_set", "buffers that are no part of a best state"),
     Row(nn.Module, "_modules", "all children, a child's second name included"),
+    Row(nn.Module, "_parameters", "given to modules that are made of names, whatever these are"),
+    Row(of_transformers, "_no_split_modules", "the classes of a model's blocks"),
     Row(nn.Module, "_load_from_state_dict", "a module's own values, loaded with its hooks"),
     Row(nn.Module, "_load_state_dict_pre_hooks", "whether a module loads its values alone"),
     Row(nn.Module, "_load_state_dict_post_hooks", "the same, and hooks that are called when it has loaded them"),

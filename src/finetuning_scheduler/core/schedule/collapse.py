@@ -13,15 +13,22 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
 _MAX_TENS = 16
 
 
-def collapsed(names: Iterable[str], everything: Iterable[str]) -> list[str]:
+def counted_by_module(names: Iterable[str]) -> Counter[str]:
+    """Count the names in each module; to collapse several lists of names of one model."""
+    return Counter(_prefixes(names))
+
+
+def collapsed(names: Iterable[str], everything: Iterable[str] | Counter[str]) -> list[str]:
     """Say names in a few patterns.
 
     Args:
         names: The names.
-        everything: All names that there are, these among them: a module of which all are meant is said as a whole.
+        everything: All names that there are, these among them: a module of which all are meant is said as a whole. Or
+            what :func:`counted_by_module` says of them.
     """
     chosen = list(dict.fromkeys(names))
-    there, meant = Counter(_prefixes(everything)), Counter(_prefixes(chosen))
+    there = everything if isinstance(everything, Counter) else counted_by_module(everything)
+    meant = counted_by_module(chosen)
     entries: dict[str, None] = {}
     for name in chosen:
         whole = next((p for p in _prefixes([name]) if there[p] == meant[p] > 1), None)
