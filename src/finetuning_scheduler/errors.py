@@ -24,6 +24,18 @@ _MAX_SHOWN = 100
 _MAX_CHARACTERS = 4_000
 
 
+class Line(int):
+    """A line of a file, counted from 1, that knows the column as well, counted from 1."""
+
+    column: int | None
+
+    def __new__(cls, line: int, column: int | None = None) -> Line:
+        """Make a line."""
+        made = super().__new__(cls, line)
+        made.column = column
+        return made
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong, where it is and what to do about it; `str()` gives it as one line."""
@@ -34,6 +46,11 @@ class Problem:
     line: int | None = None
     phase: int | None = None
     selector: str | None = None
+
+    @property
+    def column(self) -> int | None:
+        """The column of its line, counted from 1, where known."""
+        return getattr(self.line, "column", None)
 
     @property
     def where(self) -> str:

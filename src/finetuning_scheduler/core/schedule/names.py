@@ -11,18 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .expression import Expression
 from .patterns import leading_parts
 from .wording import closest
 
+if TYPE_CHECKING:
+    from torch import nn
+
 # a search for similar names costs far more than a look-up
 MAX_NAMES_COMPARED = 2_000
 MAX_RANGES = 256
-
-
 FROZEN_BY_SCHEDULE = "frozen_by_schedule"  # marks parameters, so that what their author froze can be told from them
 
 

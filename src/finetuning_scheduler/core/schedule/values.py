@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
-
-from torch import Tensor
 
 MAX_DEPTH = 100
 
@@ -140,7 +139,7 @@ def _copied_mapping(mapping: Mapping[Any, Any], copied: Callable[[Any], Any]) ->
 
 def _opened(value: Any) -> Any:
     """What a namespace, or a scalar or array of numpy and its kin, holds; a tensor stays what its owner wants."""
-    if isinstance(value, Tensor):
+    if (torch := sys.modules.get("torch")) is not None and isinstance(value, torch.Tensor):
         return value
     # looked up on the class: a class itself, or an object that has any attribute, is none of them
     method = next((name for name in ("as_dict", "tolist") if hasattr(type(value), name)), None)

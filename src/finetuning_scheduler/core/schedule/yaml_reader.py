@@ -25,7 +25,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
 )
 
-from ...errors import MAX_PROBLEMS, Problem, ScheduleFileError
+from ...errors import MAX_PROBLEMS, Line, Problem, ScheduleFileError
 from .values import MAX_DEPTH, KeyPath, plain_scalar
 
 # What a file may hold: several times the names of the largest models, and what is read in seconds and little memory.
@@ -225,8 +225,12 @@ class _Reader:
         return ScheduleFileError(self.problems)
 
 
-def _line(event: Any) -> int:
-    return int(event.start_mark.line) + 1
+def _line(event: Any) -> Line:
+    return _place(event.start_mark)
+
+
+def _place(mark: Any) -> Line:
+    return Line(mark.line + 1, mark.column + 1)
 
 
 def _short(tag: object) -> str:
@@ -270,7 +274,7 @@ def _syntax_problem(error: Exception, source: str) -> Problem:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        line = None if mark is None else mark.line + 1
+        line = None if mark is None else _place(mark)
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         if error.context == "while scanning an alias":
             fix = _QUOTE

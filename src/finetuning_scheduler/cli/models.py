@@ -1,0 +1,64 @@
+"""MODEL, as commands take it: a file, a folder, or code that makes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import Problem, ScheduleError
+from .outline import ModelOutline, TensorFacts
+
+__all__ = ["Init", "Model", "ModelOutline", "TensorFacts", "read_model"]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A safetensors file, a checkpoint of PyTorch or Lightning, a folder with either (of Hugging Face, too), "
+        "or package.module:Class. No weights are read.",
+        show_default=False,
+    ),
+]
+Init = Annotated[
+    list[str] | None,
+    typer.Option("--init", metavar="KEY=VALUE", help="An argument of MODEL's class or function; can be repeated."),
+]
+
+
+def read_model(model: str, init: Sequence[str] | None = None) -> ModelOutline:
+    """Outline a model: its names, shapes and types, without its weights.
+
+    Args:
+        model: A safetensors file or index, a checkpoint, a folder with one, or ``package.module:Class``.
+        init: ``key=value`` for each argument of the class.
+
+    Raises:
+        ScheduleError: There is no such model; with what there is, and what to do.
+    """
+    from .programs import PROGRAM, parsed_arguments, read_hugging_face, read_program
+    from .tensor_files import read_file, read_folder
+
+    path = Path(model)
+    arguments = parsed_arguments(init or ())
+    if not _exists(path) and PROGRAM.fullmatch(model):
+        return read_program(model, arguments)
+    if arguments:
+        raise ScheduleError(Problem("expected --init with package.module:Class only, got it with a file", "remove it"))
+    if not _exists(path):
+        message = "expected a model: a file, a folder, or package.module:Class, but there is none of that name"
+        fix = "check the path; nothing is downloaded, so a model of a hub has to be a folder here"
+        raise ScheduleError(Problem(message, fix, model))
+    if path.is_file():
+        return read_file(path)
+    outline = read_hugging_face(path) if (path / "config.json").is_file() else None
+    return outline or read_folder(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
