@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from .optim.build import SchedulerSettings
+from .optim.build import SchedulerSettings, emptied
 from .optim.param_groups import learning_rates, own_label
 from .prepare import Prepared, prepare
 from .schedule.resolve import Resolution
@@ -173,6 +173,27 @@ def stand_in_view(view: ModelView) -> ModelView:
             made[id(tensor)] = nn.Parameter(value, requires_grad=tensor.requires_grad)
     tensors = {name: made[id(tensor)] for name, tensor in view.tensors.items()}
     return replace(view, model=nn.Module(), tensors=tensors)
+
+
+def like_optimizer(optimizer: Optimizer, view: ModelView) -> MakeOptimizer | None:
+    """Return what makes an optimizer with the groups of one that is there, over stand-ins of a model's tensors.
+
+    Args:
+        optimizer: The optimizer; ``None`` is returned for a wrapper, which cannot be copied.
+        view: The model.
+    """
+    if emptied(optimizer) is optimizer:
+        return None
+
+    def make(parameters: Iterable[nn.Parameter]) -> Optimizer:
+        stand_in = {id(tensor): own for tensor, own in zip(view.trained.values(), parameters, strict=True)}
+        other = emptied(optimizer)
+        for group in optimizer.param_groups:
+            held = [stand_in.get(id(each), nn.Parameter(torch.zeros(1))) for each in group["params"]]
+            other.param_groups.append({**group, "params": held})
+        return other
+
+    return make
 
 
 def _rates_in_step(optimizer: Optimizer) -> tuple[float | None, ...]:
