@@ -93,7 +93,7 @@ def test_costs_of_a_twelve_layer_encoder_are_close_to_those_measured(counted: bo
     assert costs.steps[-1] == pytest.approx(1, rel=0.01)
     # With all of the prefix's outputs at hand the forward pass of the trained blocks is left.
     assert costs.saved[0] > 0.99
-    assert costs.saved[1] == pytest.approx(11 / 14, abs=0.01)  # 12 forward, 2 backward
+    assert costs.saved[1] == pytest.approx(11 / 13.75, abs=0.01)  # 12 forward, 1.75 backward: the input needs no gradient
     assert costs.saved[-1] == 0
 
 
@@ -218,7 +218,7 @@ def test_tables_cost_nothing_unless_they_are_the_last_layer_too() -> None:
 
 def test_of_many_phases_some_are_counted() -> None:
     model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(120)))
-    plan, view = plan_of(model, {number: {"params": [f"{119 - number}.*"]} for number in range(120)})
+    plan, view = plan_of(model, {number: {"params": [f"{119 - number}.weight"]} for number in range(120)})
     costs = costs_of(plan, view, torch.ones(3, 4))
     assert "counted in 48 of 120 phases" in costs.notes[1]
     exact = [(120 + 2 * (number + 1) - 1) / (360 - 1) for number in range(120)]
