@@ -23,9 +23,7 @@ Examples:
 
 Exit status: 0 if the schedule can be used, 1 if something is wrong with it, 2 if there is nothing to check."""
 
-Schedule = Annotated[
-    str, typer.Argument(metavar="SCHEDULE", help="The schedule's YAML file.", show_default=False)
-]
+Schedule = Annotated[str, typer.Argument(metavar="SCHEDULE", help="The schedule's YAML file.", show_default=False)]
 
 
 def check(schedule: Schedule, model: Model, init: Init = None, as_json: AsJson = False) -> None:
@@ -69,9 +67,7 @@ def _print(output: Output, answer: CheckAnswer) -> None:
         return
     thawed, total = answer.thawed_parameters or 0, model.parameters
     output.print(
-        Text.assemble(
-            (f"{answer.schedule}: ", "bold"), ("ok", "bold green"), *(f", {each}" for each in others)
-        )
+        Text.assemble((f"{answer.schedule}: ", "bold"), ("ok", "bold green"), *(f", {each}" for each in others))
     )
     output.paragraph(
         f"{counted(answer.phases or 0, 'phase')} for {model.name}: in the end {answer.thawed_tensors:,} of "

@@ -160,5 +160,3 @@ def _of_text(text: str, path: str, kind: Kind) -> Finding:
         found["selector"],
     )
     return Finding.of(problem, kind)
-
-

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.schedule.wording import closest, did_you_mean
 from ..errors import Problem, ScheduleError
 from .outline import ModelOutline, TensorFacts
 
@@ -50,11 +51,18 @@ def read_model(model: str, init: Sequence[str] | None = None) -> ModelOutline:
     if not _exists(path):
         message = "expected a model: a file, a folder, or package.module:Class, but there is none of that name"
         fix = "check the path; nothing is downloaded, so a model of a hub has to be a folder here"
-        raise ScheduleError(Problem(message, fix, model))
+        raise ScheduleError(Problem(message, did_you_mean(_near(path), fix), model))
     if path.is_file():
         return read_file(path)
     outline = read_hugging_face(path) if (path / "config.json").is_file() else None
     return outline or read_folder(path)
+
+
+def _near(path: Path) -> list[str]:
+    """Names in the same folder that look like one that is not there."""
+    if not path.parent.is_dir():
+        return []
+    return [str(path.with_name(name)) for name in closest(path.name, (each.name for each in path.parent.iterdir()))]
 
 
 def _exists(path: Path) -> bool:

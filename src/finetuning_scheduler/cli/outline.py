@@ -82,7 +82,7 @@ class ModelOutline:
     module: nn.Module | None = None
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def total(self) -> int:
         """How many values its parameters have."""
         return self.sizes_of(self.parameters)
@@ -101,6 +101,13 @@ class ModelOutline:
     def structure(self) -> nn.Module:
         """The model as a module without values: itself, or modules made of the names."""
         return self.module if self.module is not None else _module_of(self)
+
+    @cached_property
+    def block_of(self) -> Mapping[str, str]:
+        """The block of each parameter that is in one."""
+        from ..core.schedule.blocks import blocks_of
+
+        return blocks_of(self.structure)
 
     @cached_property
     def view(self) -> ModelView:

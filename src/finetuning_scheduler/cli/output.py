@@ -124,8 +124,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def share(part: int, whole: int) -> str:
-    """Say a share in per cent."""
-    return f"{100 * part / whole if whole else 0:.1f} %"
+    """Say a share in per cent; what is little is not said to be none."""
+    per_cent = 100 * part / whole if whole else 0.0
+    return "< 0.1 %" if 0 < per_cent < 0.05 else f"{per_cent:.1f} %"
 
 
 def _console(*, stderr: bool) -> Console:

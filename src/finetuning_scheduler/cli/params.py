@@ -67,9 +67,7 @@ def _of_pattern(finding: Finding) -> Finding:
     return finding.model_copy(update={"phase": None})
 
 
-def _answer(
-    output: Output, outline: ModelOutline, pattern: str | None, names: list[str], said: list[Finding]
-) -> None:
+def _answer(output: Output, outline: ModelOutline, pattern: str | None, names: list[str], said: list[Finding]) -> None:
     from .shapes import ParamsAnswer, Tensor
 
     chosen = set(names)
@@ -130,7 +128,7 @@ def _print(
         output.paragraph(note)
     if any(line.node.times > 1 for line in lines):
         output.paragraph("Of modules that are alike, what is below them is that of one.")
-    if any(line.folded for line in lines) and depth is None:
+    if any(line.folded for line in lines) and depth is None and pattern is None:
         output.paragraph("Not all levels are shown: --depth says how many.")
 
 

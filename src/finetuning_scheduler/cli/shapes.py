@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import Problem
-
+from ..report.shapes import LearningRates, PlanReport
 
 Kind = Literal["error", "warning", "notice"]
 
@@ -144,16 +144,18 @@ class NewAnswer(Shape):
     phases: list[NewPhase] = Field(description="Its phases, in order.")
 
 
-SHAPES: dict[str, type[Shape]] = {
+SHAPES: dict[str, type[BaseModel]] = {
     "check": CheckAnswer,
     "diff": DiffAnswer,
     "failure": Failure,
+    "lr": LearningRates,
     "new": NewAnswer,
     "params": ParamsAnswer,
+    "plan": PlanReport,
 }
 SCHEMAS = Path(__file__).parent / "schemas"
 
 
-def schema_of(shape: type[Shape]) -> dict[str, Any]:
+def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of what a command prints."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **shape.model_json_schema(mode="serialization")}

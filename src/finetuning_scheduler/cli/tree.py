@@ -44,7 +44,11 @@ class Node:
     def likeness(self) -> tuple[object, ...]:
         """What two modules share that can share a line."""
         own = tuple((name, facts.shape, name in self.selected) for name, facts in self.parameters.items())
-        return own, tuple(self.aliases.items()), tuple((name, *child.likeness()) for name, child in self.children.items())
+        return (
+            own,
+            tuple(self.aliases.items()),
+            tuple((name, *child.likeness()) for name, child in self.children.items()),
+        )
 
 
 @dataclass(frozen=True)
@@ -79,29 +83,30 @@ def tree_of(outline: ModelOutline, selected: Collection[str]) -> Node:
 
 
 def lines_of(root: Node, depth: int | None = None) -> list[Line]:
-    """Lay out a tree.
+    """Lay out a tree; where something is selected, modules without any of it are not opened.
 
     Args:
         root: The tree.
         depth: How many levels are shown; ``None`` for as many as fit a page or two.
     """
     if depth is not None:
-        return list(_lines(root, depth))
+        return list(_lines(root, depth, opens_all=not root.selected_tensors))
     for levels in range(64, 1, -1):
-        lines = list(_lines(root, levels))
+        lines = list(_lines(root, levels, opens_all=not root.selected_tensors))
         if len(lines) <= MOST_LINES:
             return lines
-    return list(_lines(root, 1))
+    return list(_lines(root, 1, opens_all=not root.selected_tensors))
 
 
-def _lines(node: Node, depth: int, guide: str = "", branch: str = "") -> Iterator[Line]:
-    yield Line(guide + branch, node, folded=depth == 0 and bool(node.children))
-    if depth == 0:
+def _lines(node: Node, depth: int, guide: str = "", branch: str = "", *, opens_all: bool) -> Iterator[Line]:
+    opened = depth > 0 and (opens_all or node.selected_tensors > 0)
+    yield Line(guide + branch, node, folded=not opened and bool(node.children))
+    if not opened:
         return
     inner = guide + {"": "", "|-- ": "|   ", "`-- ": "    "}[branch]
     children = list(node.children.values())
     for child in children:
-        yield from _lines(child, depth - 1, inner, "`-- " if child is children[-1] else "|-- ")
+        yield from _lines(child, depth - 1, inner, "`-- " if child is children[-1] else "|-- ", opens_all=opens_all)
 
 
 def _descended(root: Node, name: str) -> tuple[Node, str]:

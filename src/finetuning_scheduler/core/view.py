@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..errors import Problem, ScheduleError
-from .schedule.generate import parameter_size
+from .schedule.blocks import parameter_size, told_blocks
 from .schedule.names import frozen_by_others
 from .schedule.schedule import Schedule
 from .schedule.wording import listed
@@ -181,7 +181,7 @@ class _Structure:
         inner = next((children[name] for name in WRAPPED if children.get(name) is not None), None)
         if inner is not None:
             return self.module_like(inner)
-        copy = self._class_like(type(module))()
+        copy = self._class_like(module)()
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         for name, parameter in {**own, **self._replacements.get(id(module), {})}.items():
             if name != self._left_out:
@@ -200,13 +200,14 @@ class _Structure:
             self._parameters[id(parameter)] = without_values(parameter.shape, parameter.dtype)
         return self._parameters[id(parameter)]
 
-    def _class_like(self, kind: type[nn.Module]) -> type[nn.Module]:
+    def _class_like(self, module: nn.Module) -> type[nn.Module]:
         """Return a class of that name without its methods, which may need what its constructor sets."""
+        kind = type(module)
         if kind in _BUILDING_BLOCKS:
             return kind
         if kind not in self._classes:
             base = next((known for known in (*_BUILDING_BLOCKS, *SPARSE_MODULES) if issubclass(kind, known)), nn.Module)
-            self._classes[kind] = type(kind.__name__, (base,), {"__init__": nn.Module.__init__})
+            self._classes[kind] = type(kind.__name__, (base,), {"__init__": nn.Module.__init__, **told_blocks(module)})
         return self._classes[kind]
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..core.optim.param_groups import PlannedGroup
 from ..core.plan import PhaseState
 from ..core.prepare import Prepared
-from ..core.schedule.collapse import Collapse
+from ..core.schedule.collapse import collapsed, counted_by_module
 from ..core.schedule.model import Phase
 from ..core.settings import Settings
 from ..core.simulation import Simulation, like_optimizer
@@ -156,7 +156,7 @@ class _Reporter:
     ) -> None:
         self._view, self._plan = view, prepared.plan
         self._bytes = Bytes(precision)
-        self._collapse = Collapse(view.tensors)
+        self._names = counted_by_module(view.tensors)
         self._user = OptimizerMaker(optimizer)
         self._user_name = type(optimizer).__name__
         self._maker, self._since = self._user, 0
@@ -170,7 +170,7 @@ class _Reporter:
         installs = limits.new_lr_scheduler
         return PhasePlan(
             phase=state.index,
-            thaws=self._collapse.of(view.expanded(limits.params)),
+            thaws=collapsed(view.expanded(limits.params), self._names),
             thawed_tensors=len(limits.params),
             thawed_parameters=state.trainable_count - before,
             trainable_parameters=state.trainable_count,

@@ -13,35 +13,27 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a name
 _MAX_TENS = 16
 
 
-def collapsed(names: Iterable[str], everything: Iterable[str]) -> list[str]:
+def counted_by_module(names: Iterable[str]) -> Counter[str]:
+    """Count the names in each module; to collapse several lists of names of one model."""
+    return Counter(_prefixes(names))
+
+
+def collapsed(names: Iterable[str], everything: Iterable[str] | Counter[str]) -> list[str]:
     """Say names in a few patterns.
 
     Args:
         names: The names.
-        everything: All names that there are, these among them: a module of which all are meant is said as a whole.
+        everything: All names that there are, these among them: a module of which all are meant is said as a whole. Or
+            what :func:`counted_by_module` says of them.
     """
-    return Collapse(everything).of(names)
-
-
-class Collapse:
-    """Says names in a few patterns, many times for one model.
-
-    Args:
-        everything: All names that there are: a module of which all are meant is said as a whole.
-    """
-
-    def __init__(self, everything: Iterable[str]) -> None:
-        self._there = Counter(_prefixes(everything))
-
-    def of(self, names: Iterable[str]) -> list[str]:
-        """Say these names, which are among all."""
-        chosen, there = list(dict.fromkeys(names)), self._there
-        meant = Counter(_prefixes(chosen))
-        entries: dict[str, None] = {}
-        for name in chosen:
-            whole = next((p for p in _prefixes([name]) if there[p] == meant[p] > 1), None)
-            entries[name if whole is None else f"{whole}.*"] = None
-        return _with_numbers_joined(entries)
+    chosen = list(dict.fromkeys(names))
+    there = everything if isinstance(everything, Counter) else counted_by_module(everything)
+    meant = counted_by_module(chosen)
+    entries: dict[str, None] = {}
+    for name in chosen:
+        whole = next((p for p in _prefixes([name]) if there[p] == meant[p] > 1), None)
+        entries[name if whole is None else f"{whole}.*"] = None
+    return _with_numbers_joined(entries)
 
 
 def _prefixes(names: Iterable[str]) -> Iterator[str]:

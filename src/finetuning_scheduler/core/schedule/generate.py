@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from itertools import groupby
 from typing import Any, Literal, get_args
 
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from ...errors import OptimizerError, Problem, ScheduleError
+from .blocks import blocks_of, parameter_size
 from .model import Phase
 from .schedule import Schedule
 from .validation import with_key_name
@@ -18,13 +17,8 @@ from .values import Unreadable, leaves, plain
 
 Heuristic = Literal["pairs", "blocks"]
 
-# a kind of block that holds less than this share of what the largest kind holds is not worth phases of its own, such as
-# the two linear layers of a head
-MIN_KIND_SHARE = 0.1
 # arguments of PyTorch's LR schedulers that can be a list with one entry for each parameter group
 PER_GROUP_ARGUMENTS = ("min_lr", "lr_lambda", "base_lr", "max_lr", "base_momentum", "max_momentum", "swa_lr")
-_CONTAINERS = (nn.Sequential, nn.ModuleList)
-_Kind = tuple[type[nn.Module], tuple[str, ...]]
 
 
 def generate(model: nn.Module, heuristic: Heuristic = "pairs", *, frozen: Collection[str] = ()) -> Schedule:
@@ -35,10 +29,8 @@ def generate(model: nn.Module, heuristic: Heuristic = "pairs", *, frozen: Collec
 
     - `pairs`: two parameters to a phase; an odd one left makes a phase of its own.
     - `blocks`: one phase for each repeated block, last block first; what comes after the blocks (the head), between
-      them, and before them (the embeddings) makes phases of its own. Blocks are modules of one kind in the same
-      `Sequential`, `ModuleList`, or module with numbered children. Only the outermost count, of kinds that hold a
-      good share of the parameters; several towers each keep their blocks. A model with no repeated block
-      gets the schedule of `pairs`.
+      them, and before them (the embeddings) makes phases of its own. The blocks are those of :func:`.blocks_of`. A
+      model with no repeated block gets the schedule of `pairs`.
 
     Raises:
         ScheduleError: The model has nothing to thaw, or there is no such heuristic.
@@ -124,11 +116,6 @@ def phase_comments(schedule: Schedule, model: nn.Module) -> list[str]:
     return comments
 
 
-def parameter_size(parameter: nn.Parameter) -> int:
-    """The number of values; 0 for a lazy parameter, which has none before the first forward pass."""
-    return 0 if isinstance(parameter, UninitializedParameter) else parameter.numel()
-
-
 def _percent(part: int, total: int) -> str:
     share = 100 * part / total if total else 0.0
     return "< 0.01 %" if 0 < share < 0.01 else f"{share:.2f} %"
@@ -140,49 +127,8 @@ def _in_pairs(names: list[str]) -> list[list[str]]:
 
 def _in_blocks(names: list[str], model: nn.Module) -> list[list[str]]:
     """Cut the walk over the names wherever it enters or leaves a block; no cut at all if there are no blocks."""
-    blocks = _main_blocks(model)
-    if not blocks:
-        return []
-    return [list(group) for _, group in groupby(names, key=lambda name: _enclosing(name, blocks))]
-
-
-def _enclosing(name: str, blocks: set[str]) -> str | None:
-    """The block a parameter is in."""
-    parts = name.split(".")
-    prefixes = (".".join(parts[:length]) for length in range(1, len(parts)))
-    return next((prefix for prefix in prefixes if prefix in blocks), None)
-
-
-def _main_blocks(model: nn.Module) -> set[str]:
-    """The paths of the repeated blocks, without the kinds that hold few parameters."""
-    blocks: dict[_Kind, list[str]] = defaultdict(list)
-    sizes: Counter[_Kind] = Counter()
-    for path, module, kind in _repeated(model, ""):
-        blocks[kind].append(path)
-        sizes[kind] += sum(map(parameter_size, module.parameters()))
-    least = MIN_KIND_SHARE * max(sizes.values(), default=0)
-    return {path for kind, paths in blocks.items() if sizes[kind] >= least for path in paths}
-
-
-def _repeated(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module, _Kind]]:
-    """The outermost repeated blocks below a module: path, module and kind."""
-    children = {name: child for name, child in module.named_children() if next(child.parameters(), None) is not None}
-    numbered = {
-        name: _kind(child) for name, child in children.items() if isinstance(module, _CONTAINERS) or name.isdigit()
-    }
-    counts = Counter(numbered.values())
-    for name, child in children.items():
-        child_path = f"{path}.{name}" if path else name
-        if name in numbered and counts[numbered[name]] > 1:
-            yield child_path, child, numbered[name]
-        else:
-            yield from _repeated(child, child_path)
-
-
-def _kind(module: nn.Module) -> _Kind:
-    """Modules of one class are of one kind; plain containers also need the same parameters inside."""
-    kind = type(module)
-    return kind, tuple(name for name, _ in module.named_parameters()) if kind in _CONTAINERS else ()
+    blocks = blocks_of(model)
+    return [list(group) for _, group in groupby(names, key=blocks.get)] if blocks else []
 
 
 def _unreadable(settings: Mapping[str, Any]) -> list[Problem]:
