@@ -17,7 +17,8 @@ from finetuning_scheduler.core import ModelView, PhaseRunner, Settings, prepare
 from finetuning_scheduler.core.optim.build import SchedulerSettings
 from finetuning_scheduler.core.simulation import Pace, Simulation
 from finetuning_scheduler.report.costs import from_parameters
-from finetuning_scheduler.report.plan import PlanReport, plan_report
+from finetuning_scheduler.report.plan import plan_report
+from finetuning_scheduler.report.shapes import PlanReport
 from tests.reference.networks import FIRST, HEAD, SECOND, THIRD
 from tests.reference.recipe import momentum_sgd, simple_recipe
 from tests.reference.toys import Toy, make_trainer

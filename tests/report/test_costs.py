@@ -93,7 +93,9 @@ def test_costs_of_a_twelve_layer_encoder_are_close_to_those_measured(counted: bo
     assert costs.steps[-1] == pytest.approx(1, rel=0.01)
     # With all of the prefix's outputs at hand the forward pass of the trained blocks is left.
     assert costs.saved[0] > 0.99
-    assert costs.saved[1] == pytest.approx(11 / 13.75, abs=0.01)  # 12 forward, 1.75 backward: the input needs no gradient
+    assert costs.saved[1] == pytest.approx(
+        11 / 13.75, abs=0.01
+    )  # 12 forward, 1.75 backward: the input needs no gradient
     assert costs.saved[-1] == 0
 
 

@@ -12,7 +12,8 @@ from torch.optim import SGD, Adafactor, Adagrad, Adam, AdamW, Muon, NAdam, Optim
 
 from finetuning_scheduler.core import ModelView, PhaseRunner, Settings, prepare
 from finetuning_scheduler.report.costs import from_parameters
-from finetuning_scheduler.report.plan import MemoryPlan, PlanReport, plan_report
+from finetuning_scheduler.report.plan import plan_report
+from finetuning_scheduler.report.shapes import MemoryPlan, PlanReport
 
 SCHEDULE: dict[int, dict[str, Any]] = {
     0: {"params": ["head.*"]},

@@ -104,6 +104,11 @@ class Simulation:
         """The names of all groups that the session comes to have."""
         return [group.label for group in self.prepared.plan.phases[-1].groups]
 
+    @property
+    def scheduler_names(self) -> list[str]:
+        """The classes of the LR schedulers in force."""
+        return [type(scheduler).__name__ for scheduler in self._session.lr_schedulers]
+
     def run(self, pace: Pace) -> Iterator[SimulatedStep]:
         """Go through the session once; a simulation can be run once."""
         session, step = self._session, 0

@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
 
 from torch import nn
 
 from ..core.plan import Plan
 from ..core.view import ModelView
+from .shapes import Basis
 
-Basis = Literal["flops", "parameters"]
 # Tables in which rows are looked up: no arithmetic.
 _TABLE = re.compile(r"(^|[._])(\w*embed\w*|emb|wte|wpe)([._]|$)")
 
@@ -57,7 +56,7 @@ def from_parameters(plan: Plan, view: ModelView, notes: tuple[str, ...] = ()) ->
         cost = total + inputs + trained
         steps.append(cost / (full - (before[1] if names else 0)))
         saved.append(before[first] / cost)
-    said = "Costs are estimates from shares of parameters; a sample batch (--batch) counts operations."
+    said = "Costs are estimates from shares of parameters; with a sample batch, operations are counted."
     return Costs(steps, saved, "parameters", (*notes, said))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from .plan import PhasePlan, PlanReport
+from .shapes import PhasePlan, PlanReport
 from .tables import group_rows, memory_text, percent, rates, size, summary
 
 _STYLE = """

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch.optim import Optimizer
 
 from ..core.optim.param_groups import PlannedGroup
@@ -17,85 +15,9 @@ from ..core.schedule.model import Phase
 from ..core.settings import Settings
 from ..core.simulation import Simulation, like_optimizer
 from ..core.view import ModelView
-from .costs import Basis, Costs
+from .costs import Costs
 from .memory import Bytes, OptimizerMaker
-
-
-class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class GroupPlan(_Plain):
-    """A parameter group that a phase adds."""
-
-    name: str = Field(description="Its name, as in a logger.")
-    tensors: int
-    parameters: int = Field(description="How many values they have.")
-    learning_rate: float | None = Field(description="Its first; `null` under an optimizer that has none.")
-    options: dict[str, Any] = Field(default={}, description="In which it differs from the optimizer's defaults.")
-
-
-class MemoryPlan(_Plain):
-    """Bytes on one device, without activations."""
-
-    weights: int = Field(description="Of all parameters and buffers.")
-    gradients: int
-    optimizer_state: int | None = Field(description="After the first step; `null` if it cannot be told.")
-    total: int
-
-
-class PhasePlan(_Plain):
-    """A phase."""
-
-    phase: int
-    thaws: list[str] = Field(description="The parameters that it thaws, as patterns.")
-    thawed_tensors: int
-    thawed_parameters: int = Field(description="How many values it thaws.")
-    trainable_parameters: int = Field(description="How many are trained in it, those of earlier phases included.")
-    share: float = Field(description="Their share of the model's.")
-    new_groups: list[GroupPlan]
-    groups: int = Field(description="How many parameter groups there are in it.")
-    ends: str = Field(description="When it ends.")
-    max_transition_epoch: int
-    max_transition_step: int
-    lr_warmup_steps: int
-    optimizer: str = Field(description="The class in force.")
-    new_lr_scheduler: str | None = Field(description="The class that it installs.")
-    restart_learning_rates: list[float | None] | None = Field(
-        description="At which the groups of earlier phases go on under its LR scheduler; `null` if they keep theirs."
-    )
-    memory: MemoryPlan
-    step_cost: float = Field(description="Relative to a step that trains all parameters.")
-    reuse_saves: float = Field(description="The share of a step that frozen-prefix reuse saves once all is recorded.")
-
-
-class PlanReport(_Plain):
-    """What a schedule will do. Its text is a table."""
-
-    model: str = Field(description="The class of the model, or the name of its file.")
-    parameters: int
-    optimizer: str
-    precision: str
-    frozen_parameters: int = Field(description="How many values no phase trains.")
-    phases: list[PhasePlan]
-    costs_from: Basis = Field(description="What step costs were told from.")
-    full_memory: MemoryPlan = Field(description="What training all parameters from the start would take.")
-    notes: list[str] = []
-
-    @property
-    def most_memory(self) -> int:
-        """The bytes of the phase that takes most."""
-        return max(phase.memory.total for phase in self.phases)
-
-    def __str__(self) -> str:
-        from .tables import plan_table
-
-        return "\n".join(plan_table(self))
-
-    def _repr_html_(self) -> str:
-        from .pages import plan_fragment
-
-        return plan_fragment(self)
+from .shapes import GroupPlan, MemoryPlan, PhasePlan, PlanReport
 
 
 def plan_report(

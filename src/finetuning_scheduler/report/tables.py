@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from .plan import GroupPlan, MemoryPlan, PhasePlan, PlanReport
+from .shapes import GroupPlan, MemoryPlan, PhasePlan, PlanReport
 
 WIDTH = 80
 _COLUMNS = ("phase", "trained", "share", "groups", "new at", "memory", "step", "saved")
@@ -31,7 +31,7 @@ def plan_table(report: PlanReport, width: int = WIDTH) -> Iterator[str]:
 
 def plan_markdown(report: PlanReport) -> Iterator[str]:
     """Say a plan in Markdown."""
-    yield f"**{report.model}**: {summary(report)}"
+    yield summary(report)
     yield ""
     yield from markdown([(*_COLUMNS, "thaws"), *((*_row(phase), _code(phase.thaws)) for phase in report.phases)])
     yield ""
