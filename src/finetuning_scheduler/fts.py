@@ -13,6 +13,7 @@ from ._entry import NOT_BEGUN
 from ._fit import Fit
 from ._lightning import (
     AttachableCallback,
+    LightningDataModule,
     LightningModule,
     MisconfigurationException,
     Trainer,
@@ -23,6 +24,7 @@ from ._lightning import (
     refuse_other_package,
     remembered,
 )
+from ._plan import plan_of
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
@@ -34,6 +36,7 @@ from .core.thaw import FrozenModulesMode
 from .core.transitions import Reason
 from .core.translation import translate
 from .errors import in_file
+from .report.plan import ReadablePlan
 from .strategy_adapters import StrategyAdapter
 
 log = logging.getLogger("finetuning_scheduler")
@@ -164,6 +167,24 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     def judgements(self) -> Sequence[Judgement]:
         """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
+
+    def plan(
+        self, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None
+    ) -> ReadablePlan:
+        """Tell what a fit would do, without fitting: print it, or show it in a notebook.
+
+        The model makes its optimizer, and the data its first batch, for which floating point operations are counted;
+        nothing of the model changes.
+
+        Args:
+            trainer: The trainer of the fit.
+            model: The model.
+            datamodule: The data; the model's own if not given. Without any, costs are estimates.
+
+        Raises:
+            MisconfigurationException: With everything that is wrong, as before a fit.
+        """
+        return plan_of(self, self._given, trainer, model, datamodule)
 
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.

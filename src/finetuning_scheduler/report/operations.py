@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.plan import Plan
@@ -76,7 +76,7 @@ class Step:
     def __init__(self, model: nn.Module, batch: Any) -> None:
         self._model = model
         self._call = _Call(model)
-        self._batch = tree_map(_without_values, dict(batch) if isinstance(batch, Mapping) else batch)
+        self._batch = _emptied(batch)
 
     def count(self, trainable: Collection[str] | None) -> Operations:
         """Count operations.
@@ -122,10 +122,16 @@ class _Call(nn.Module):
     def forward(self, batch: Any) -> Any:
         step: Callable[..., Any] | None = getattr(self.model, "training_step", None)
         if step is not None:
-            return step(batch, 0)
+            return step(batch, 0) if _takes_two(step) else step(batch)
         if isinstance(batch, Mapping):
             return self.model(**batch)
         return self.model(*batch) if isinstance(batch, (tuple, list)) else self.model(batch)
+
+
+def _takes_two(step: Callable[..., Any]) -> bool:
+    """Whether a training step takes the batch's number, too."""
+    kinds = [parameter.kind for parameter in inspect.signature(step).parameters.values()]
+    return len(kinds) > 1 or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def _loss(output: Any) -> Tensor:
@@ -139,8 +145,21 @@ def _loss(output: Any) -> Tensor:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    values = dict(output) if isinstance(output, Mapping) else output
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    """List the tensors in nested mappings, lists and tuples."""
+    if isinstance(output, Tensor):
+        return [output]
+    inner = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for each in inner for tensor in _tensors(each)]
+
+
+def _emptied(value: Any) -> Any:
+    """Copy nested mappings, lists and tuples, with tensors without values."""
+    if isinstance(value, Mapping):
+        return {key: _emptied(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        inner = [_emptied(each) for each in value]
+        return type(value)(*inner) if hasattr(value, "_fields") else type(value)(inner)
+    return _without_values(value)
 
 
 @dataclass

@@ -17,7 +17,19 @@ from ..core.simulation import Simulation, like_optimizer
 from ..core.view import ModelView
 from .costs import Costs
 from .memory import Bytes, OptimizerMaker
+from .pages import plan_fragment
 from .shapes import GroupPlan, MemoryPlan, PhasePlan, PlanReport
+from .tables import plan_table
+
+
+class ReadablePlan(PlanReport):
+    """What a schedule will do; printed it is a table, and in a notebook, too."""
+
+    def __str__(self) -> str:
+        return "\n".join(plan_table(self))
+
+    def _repr_html_(self) -> str:
+        return plan_fragment(self)
 
 
 def plan_report(
@@ -31,7 +43,7 @@ def plan_report(
     buffers: Iterable[torch.Tensor] = (),
     title: str | None = None,
     notes: Iterable[str] = (),
-) -> PlanReport:
+) -> ReadablePlan:
     """Say what each phase will be.
 
     Args:
@@ -52,7 +64,7 @@ def plan_report(
         for state in prepared.plan.phases
     ]
     total = prepared.plan.model_parameter_count
-    return PlanReport(
+    return ReadablePlan(
         model=title or type(view.plain).__name__,
         parameters=total,
         optimizer=type(optimizer).__name__,

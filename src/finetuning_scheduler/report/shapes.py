@@ -58,7 +58,7 @@ class PhasePlan(_Plain):
 
 
 class PlanReport(_Plain):
-    """What a schedule will do. Its text is a table."""
+    """What a schedule will do."""
 
     model: str = Field(description="The class of the model, or the name of its file.")
     parameters: int
@@ -74,16 +74,6 @@ class PlanReport(_Plain):
     def most_memory(self) -> int:
         """The bytes of the phase that takes most."""
         return max(phase.memory.total for phase in self.phases)
-
-    def __str__(self) -> str:
-        from .tables import plan_table
-
-        return "\n".join(plan_table(self))
-
-    def _repr_html_(self) -> str:
-        from .pages import plan_fragment
-
-        return plan_fragment(self)
 
 
 class RatesAt(_Plain):
