@@ -35,7 +35,9 @@ Examples:
   fts lr schedule.yaml model.safetensors --epochs 10 --picture rates.png
 
 The engine of a run goes through the phases, on tensors of one value each. A
-phase without limits ends by early stopping in a run; here after --phase-epochs."""
+phase without limits ends by early stopping in a run; here after --phase-epochs.
+
+Exit status: 0, or 2 if something is wrong."""
 
 Epochs = Annotated[int, typer.Option("--epochs", min=1, help="After so many the session ends.", show_default=False)]
 Steps = Annotated[int, typer.Option("--steps-per-epoch", min=1, help="Optimizer steps in an epoch.")]

@@ -108,8 +108,9 @@ def _exact(patterns: Iterable[str], names: set[str], outline: ModelOutline) -> I
     """Let the dots behind numbers be dots where a pattern selects more without; else write the names out."""
     left = set(names)
     for pattern in patterns:
-        escaped = re.sub(r"(?<=[\d\])])\.", r"\\.", pattern)
-        for tried in dict.fromkeys((pattern, escaped, re.sub(r"\.(?!\*)", r"\\.", pattern))):
+        path, whole = pattern.removesuffix(".*"), r"\..*" if pattern.endswith(".*") else ""
+        after_numbers = re.sub(r"(?<=[\d\])])\.", r"\\.", path) + whole
+        for tried in dict.fromkeys((pattern, after_numbers, path.replace(".", r"\.") + whole)):
             found = {tried} if tried in names else set(matching_names(compiled(tried, Clock()), outline.index))
             found -= outline.index.aliases.keys() | outline.index.fixed.keys()
             if found and found <= names:

@@ -53,9 +53,15 @@ def read_model(model: str, init: Sequence[str] | None = None) -> ModelOutline:
         fix = "check the path; nothing is downloaded, so a model of a hub has to be a folder here"
         raise ScheduleError(Problem(message, did_you_mean(_near(path), fix), model))
     if path.is_file():
-        return read_file(path)
-    outline = read_hugging_face(path) if (path / "config.json").is_file() else None
-    return outline or read_folder(path)
+        beside = path.suffix in (".safetensors", ".bin", ".json") and (path.parent / "config.json").is_file()
+        note = (
+            "A config.json lies beside it: transformers may call the parameters otherwise, the folder as MODEL tells."
+        )
+        return read_file(path).with_notes(note) if beside else read_file(path)
+    if not (path / "config.json").is_file():
+        return read_folder(path)
+    note = "Its config.json makes no model here: transformers is not installed, or does not know it."
+    return read_hugging_face(path) or read_folder(path).with_notes(note)
 
 
 def _near(path: Path) -> list[str]:

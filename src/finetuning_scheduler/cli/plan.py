@@ -29,8 +29,9 @@ Examples:
   fts plan schedule.yaml model.safetensors --format html > plan.html
 
 Memory is told without activations. Costs are counted with a sample batch, and
-estimated from shares of parameters without one. Exit status: 0, or 2 if there
-is something wrong."""
+estimated from shares of parameters without one.
+
+Exit status: 0, or 2 if something is wrong."""
 
 
 class Format(str, Enum):

@@ -38,9 +38,9 @@ def read_program(source: str, init: Mapping[str, Any]) -> ModelOutline:
 
 
 def read_hugging_face(folder: Path) -> ModelOutline | None:
-    """Outline the model of a Hugging Face folder from its ``config.json`` alone; ``None`` where that cannot be done.
+    """Outline the model of a Hugging Face folder from its ``config.json`` alone.
 
-    Nothing is downloaded, and no code of the folder runs.
+    ``None`` where transformers is not installed, or knows no such model. Nothing is downloaded, no code of the folder runs.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def read_hugging_face(folder: Path) -> ModelOutline | None:
     transformers.logging.set_verbosity_error()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        named = [getattr(transformers, name, None) for name in settings.get("architectures") or ()]
+        named: list[Any] = [getattr(transformers, name, None) for name in settings.get("architectures") or ()]
         with torch.device("meta"), foreign_code():
             known = bool(named) and named[0] is not None
             model = named[0](config) if known else transformers.AutoModel.from_config(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ class CheckAnswer(Shape):
 
     ok: bool = Field(description="Whether there is no error among the findings.")
     schedule: str = Field(description="SCHEDULE, as it was given.")
-    model: ModelSummary | None = Field(description="The model.")
+    model: ModelSummary
     phases: int | None = Field(description="How many phases there are; null if there are errors.")
     thawed_tensors: int | None = Field(description="How many parameters some phase thaws; null if there are errors.")
     thawed_parameters: int | None = Field(description="How many values these have; null if there are errors.")
@@ -154,6 +155,11 @@ SHAPES: dict[str, type[BaseModel]] = {
     "plan": PlanReport,
 }
 SCHEMAS = Path(__file__).parent / "schemas"
+
+
+def schema_text(command: str) -> str:
+    """Return what stands in a command's file in ``schemas/``."""
+    return json.dumps(schema_of(SHAPES[command]), indent=2) + "\n"
 
 
 def schema_of(shape: type[BaseModel]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,8 @@ def _saved(path: Path) -> tuple[dict[str, TensorFacts], dict[str, str]]:
     tied: dict[str, str] = {}
     names: dict[tuple[Any, ...], str] = {}
     for name, tensor in state.items():
-        place = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
-        if place in names and tensor.numel():
+        place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        if place in names and place[0]:
             tied[name] = names[place]
         else:
             names[place] = name
@@ -163,12 +164,13 @@ def _loaded(path: Path) -> Any:
 
     try:
         with stand_ins(path):
-            return torch.load(path, map_location="meta", weights_only=True)
+            # mapped, not read; a file of the format before zip archives cannot be mapped
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu" if mapped else "meta", weights_only=True, mmap=mapped)
     except Exception as error:  # whatever reading a file of any content raises
-        reason = (str(error).splitlines() or [""])[0]
-        raise _refused(
-            path, f"but it cannot be read: {type(error).__name__}: {reason[:200]}", "check the file"
-        ) from error
+        reason = (str(error).splitlines() or [""])[0].partition(". ")[0]
+        message = f"but it cannot be read: {type(error).__name__}: {reason[:200]}"
+        raise _refused(path, message, "check that it is whole, and a checkpoint") from error
 
 
 def _state_dict(loaded: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def _notes(simulation: Simulation, pace: Pace, reached: int) -> Iterator[str]:
         if state.limits.max_transition_epoch < 0 and state.limits.max_transition_step < 0
     ]
     if endless and pace.epochs_per_phase is not None:
-        lasting = "1 epoch" if pace.epochs_per_phase == 1 else f"{pace.epochs_per_phase} epochs"
+        lasting = _counted(pace.epochs_per_phase, "epoch")
         yield f"Phases without limits ({listed(endless, limit=8)}) end by early stopping: here each after {lasting}."
     if reached < len(phases) - 1:
         yield f"The session ends in phase {reached}: the {len(phases) - 1 - reached} behind it are not reached."
@@ -64,7 +64,8 @@ def _notes(simulation: Simulation, pace: Pace, reached: int) -> Iterator[str]:
 
 def rates_table(rates: LearningRates, width: int = WIDTH) -> Iterator[str]:
     """Say learning rates in lines of plain text; groups that do not fit stand in further tables."""
-    said = f"{rates.model}: learning rates in {rates.epochs} epochs of {rates.steps_per_epoch} steps"
+    epochs, steps = _counted(rates.epochs, "epoch"), _counted(rates.steps_per_epoch, "step")
+    said = f"{rates.model}: learning rates in {epochs} of {steps}."
     yield from wrapped(said, width)
     for note in rates.notes:
         yield from wrapped(note, width)
@@ -77,6 +78,10 @@ def rates_table(rates: LearningRates, width: int = WIDTH) -> Iterator[str]:
         yield ""
         yield from aligned(list(zip(*first, *columns[:fitting], strict=True)))
         columns = columns[fitting:]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _column(rates: LearningRates, place: int) -> list[str]:
