@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import Problem, ScheduleError
@@ -30,13 +31,10 @@ def draw(rates: LearningRates, path: Path) -> None:
         raise ScheduleError(Problem("expected matplotlib, which draws pictures, got none", fix)) from error
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for place, name in enumerate(rates.groups):
-        there = [row for row in rates.steps if place < len(row.learning_rates)]
-        values = [row.learning_rates[place] for row in there]
+    for place, (names, curve) in enumerate(_curves(rates)):
         colour, dashes = _COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS) % len(_DASHES)]
-        label = name if place < _MOST_NAMES else None
-        known = [(row.step, value) for row, value in zip(there, values, strict=True) if value is not None]
-        steps, shown = [step for step, _ in known], [value for _, value in known]
+        label = names if place < _MOST_NAMES else None
+        steps, shown = [step for step, _ in curve], [value for _, value in curve]
         axes.plot(steps, shown, dashes, color=colour, label=label, drawstyle="steps-post")
     for phase in sorted({row.phase for row in rates.steps}):
         steps = [row.step for row in rates.steps if row.phase == phase]
@@ -46,12 +44,23 @@ def draw(rates: LearningRates, path: Path) -> None:
     if floor := _floor(rates):
         axes.set_yscale("symlog", linthresh=floor)
     if rates.groups:
-        axes.legend(fontsize=8, loc="upper right")
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     try:
         figure.savefig(path, dpi=144)
     except (OSError, ValueError) as error:
         message = f"expected a picture to write to, got {path} ({error})"
         raise ScheduleError(Problem(message, "name a .png or .svg file")) from error
+
+
+def _curves(rates: LearningRates) -> Iterator[tuple[str, tuple[tuple[int, float], ...]]]:
+    """Yield the rates by step that groups have, with the names of all that have the same."""
+    names: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for place, name in enumerate(rates.groups):
+        there = (row for row in rates.steps if place < len(row.learning_rates))
+        known = ((row.step, row.learning_rates[place]) for row in there)
+        names.setdefault(tuple((step, rate) for step, rate in known if rate is not None), []).append(name)
+    for curve, alike in names.items():
+        yield "\n".join(alike) if len(alike) < 4 else f"{alike[0]} to {alike[-1]}", curve
 
 
 def _floor(rates: LearningRates) -> float | None:
