@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
-from os import PathLike
-from pathlib import Path
 from typing import Any, Protocol
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -29,47 +26,28 @@ from ._lightning import (
     around_setup,
     is_search_checkpoint,
     leave,
-    loaded_optimizer_state,
     loading_with,
     remember,
     scheduler_step_of,
 )
 from ._overrides import override_problems, unknown_hooks
-from ._source import Implicit, generated_by, read_source, save, with_reinitialisation
+from ._reading import Reading
+from ._resuming import refuse_foreign, refuse_other_optimizer
+from ._source import Implicit
 from ._trainer import TrainerRanks, adapted, as_misconfiguration
-from .callbacks.files import is_remote
 from .callbacks.wiring import Wiring
-from .core.fingerprints import damaged_parts
 from .core.gradients import GradientWatch
-from .core.optim.checks import import_problems
 from .core.optim.growth import Step, growth_failure
 from .core.optim.schedulers import is_supported
-from .core.optim.states import state_problems
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
-from .core.schedule.generate import generate
-from .core.schedule.resolve import Resolution
-from .core.schedule.schedule import Schedule
 from .core.session import Session
-from .core.thaw import set_trainable
+from .core.state import SavedProgress
 from .core.transitions import Listener, Moment
-from .core.view import ModelView
-from .errors import CheckpointError, OptimizerError, Problem, ScheduleError, in_file, joined
+from .errors import in_file, joined
 from .strategy_adapters import saved_progress
-from .strategy_adapters.base import schedule_view
-from .strategy_adapters.registry import unused_adapters
 
 log = logging.getLogger("finetuning_scheduler")
-# What a fit adds to its session's state.
-OWN_STATE = (
-    "metrics",
-    "phase_exhausted",
-    "owed",
-    "epoch_is_over",
-    "validated_step",
-    "judged_step",
-    "judges_validation",
-)
 NOT_BEGUN = "FinetuningScheduler runs inside Trainer.fit; no fit has started."
 
 
@@ -124,15 +102,10 @@ class Entry:
         self._listener = listener
         self._session: Session | None = None
         self._gradients: GradientWatch | None = None
-        self._resolved: dict[str, Any] = {}
-        self._found = Resolution()
-        self._view = self._named = ModelView.of(module)
-        self._problems: list[Problem] = []  # of what an adapter's validation has returned
-        self._file: str | PathLike[str] | None = None  # that the schedule was read from
-        self._came_with: dict[str, bool] = {}
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
+        self._reading = Reading(owner, given, trainer, module, self.adapter, self.ranks)
         self._hooked.enter_context(
             after_configure_model(module, self._generate_and_leave)
             if owner.gen_ft_sched_only
@@ -173,17 +146,11 @@ class Entry:
 
     def resolved(self, name: str, given: Any) -> Any:
         """Tell what the fit has made of an argument."""
-        return self._resolved.get(name, given)
+        return self._reading.resolved.get(name, given)
 
     def forget(self, name: str) -> None:
         """Let the user's new value of an argument answer; it counts in the next fit."""
-        self._resolved.pop(name, None)
-
-    def _resolve_log_dir(self) -> str:
-        """Settle where artifacts go; to be called by every rank, since the trainer lets rank zero decide."""
-        given = self.given["log_dir"] or self.trainer.log_dir or self.trainer.default_root_dir
-        self._resolved["log_dir"] = given
-        return str(given)
+        self._reading.resolved.pop(name, None)
 
     def release(self) -> None:
         """Let go of what is hooked into."""
@@ -205,78 +172,22 @@ class Entry:
         What is wrong with the schedule is told with everything else when the optimizers are there; at once if it keeps
         them from being made, since the user's method has not met what it expects.
         """
-        self._thaw_first_phase()
+        self._reading.thaw_first_phase()
+        self.resumed_from = self.trainer.ckpt_path
         try:
             return configure()
         except Exception as error:
-            if not self._found.errors:
+            if not (errors := self._reading.found.errors):
                 raise
             with as_misconfiguration():
-                raise joined(self._found.errors) from error
-
-    def _thaw_first_phase(self) -> None:
-        """Read the schedule; freeze and thaw what it says for phase 0."""
-        view = self.adapter.view(self.module)
-        with as_misconfiguration():
-            self._found = self._read(view)
-            self._agree_on_classes()
-            if not self._found.errors:
-                self._problems = [*self._validation_problems(self.adapter.validate_ft_sched())]
-        self._view = view
-        self._came_with = {name: parameter.requires_grad for name, parameter in view.trained.items()}
-        self.resumed_from = self.trainer.ckpt_path
-        for first in self._found.phases[:1]:
-            set_trainable(view.trained.values(), trainable=False)
-            set_trainable((view.tensors[name] for name in first.params), trainable=True)
-        if not self._found.errors:
-            with as_misconfiguration():
-                self.adapter.on_after_init_fts()
-
-    def _read(self, view: ModelView) -> Resolution:
-        """Read the schedule, or generate it, by the names that the adapter wants; return it by those of a view."""
-        named, directory = schedule_view(self.adapter, view), self._resolve_log_dir()
-        source, owner = self.given["ft_schedule"], self.owner
-
-        def read() -> tuple[Resolution, str | PathLike[str] | None]:
-            written = generated_by(self.adapter, owner, directory) if source is None else None
-            generated = source if written is None else with_reinitialisation(written, owner)
-            return read_source(generated, owner, named, directory), written
-
-        found, written = self.ranks.from_zero(read)
-        self._named = named
-        file = source if written is None else written
-        self._file = file if isinstance(file, (str, PathLike)) else None
-        if not found.errors:
-            self._resolved["ft_schedule"] = found.schedule
-        if named is view:
-            return found
-        phases = (each.model_copy(update={"params": named.names_for(each.params, view)}) for each in found.phases)
-        unnamed = sum(id(tensor) not in named.names_of for tensor in view.trained.values())
-        return replace(found, phases=tuple(phases), frozen=found.frozen + unnamed)
-
-    def _validation_problems(self, result: Any) -> Iterator[Problem]:
-        """Find what an adapter's validation returns to have other phases executed."""
-        deepest = len(self._found.phases) - 1
-        if result is not None and (not isinstance(result, (tuple, list)) or list(result[:1]) != [deepest]):
-            message = f"expected `validate_ft_sched` to return {deepest} as the deepest phase, got {result!r}"
-            yield Problem(message, fix="Use `max_depth` to execute fewer phases.")
-
-    def _agree_on_classes(self) -> None:
-        """Refuse on every rank what some rank cannot import: rank zero has checked the classes for itself only."""
-        if self.trainer.world_size == 1:
-            return
-        problems = import_problems(self._found.phases)
-        if self.ranks.any(bool(problems)):
-            message = "expected all ranks to import the classes of the schedule, got another rank that cannot"
-            fix = "See that rank's message; install the same modules everywhere."
-            raise OptimizerError(problems or Problem(message, fix))
+                raise joined(errors) from error
 
     def begin(self) -> None:
         """Check everything, then enter the first phase: that of a checkpoint or of an earlier fit, else phase 0."""
         self.release()
         try:
             with as_misconfiguration():
-                if not self._found.errors:
+                if not self._reading.found.errors:
                     self.adapter.on_before_fts_fit_start()
                 prepared = self._prepared()
                 self._enter_first_phase()
@@ -284,22 +195,20 @@ class Entry:
             self.give_back()
             raise
         remember(self.trainer, self._listener)  # one that is refused is nothing to go on from
-        schedule: Schedule = self._resolved["ft_schedule"]
-        path = save(self.ranks, lambda: schedule, self._named.plain, self._resolve_log_dir(), self._file)
-        self.report(logging.INFO, f"The schedule in force is saved as {path}.")
+        self.report(logging.INFO, f"The schedule in force is saved as {self._reading.save()}.")
         warnings = [*limit_warnings(self.trainer, prepared.plan), *untested_warnings(self.owner, self.trainer)]
         for message in [*warnings, *unknown_hooks(self.owner, self.adapter)]:
             self.report(logging.WARNING, message)
 
     def _prepared(self) -> Prepared:
         """Find everything that is wrong; make the session."""
-        trainer, owner, view = self.trainer, self.owner, self._view
+        trainer, owner, view = self.trainer, self.owner, self._reading.view
         settings = settings_of(owner, self.given["max_depth"], self.module)
         lr_schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         implicit_mode = self.given["ft_schedule"] is None
         step = scheduler_step_of(self.module)
         prepared = prepare(
-            self._found,
+            self._reading.found,
             view,
             usable_optimizer(trainer),
             settings,
@@ -308,7 +217,7 @@ class Entry:
             problems=[
                 *configuration_problems(owner, trainer, self._wiring, implicit=implicit_mode),
                 *override_problems(owner, self.adapter),
-                *self._problems,
+                *self._reading.problems,
             ],
             limits=lambda schedule: [*limit_problems(owner, schedule), *self.adapter.problems(view, schedule)],
         )
@@ -327,7 +236,7 @@ class Entry:
         for line in self._wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)
-        self._resolved["max_depth"] = prepared.plan.last_phase
+        self._reading.resolved["max_depth"] = prepared.plan.last_phase
         return prepared
 
     def _is_tried(self, scheduler: LRScheduler, step: Step | None) -> bool:
@@ -341,24 +250,13 @@ class Entry:
 
     def give_back(self) -> None:
         """Give the parameters that no phase has thawed the ``requires_grad`` with which they came, once."""
-        thawed = set() if self._session is None else set(self._session.trained_names)
-        for name, trainable in self._came_with.items():
-            if name not in thawed:
-                set_trainable([self._view.trained[name]], trainable)
-        self._came_with = {}
+        self._reading.give_back(set() if self._session is None else set(self._session.trained_names))
 
     def _generate_and_leave(self) -> None:
         """Write the default schedule of the module that has just got its layers, then leave the program."""
         self.release()
-        directory = self._resolve_log_dir()
         with as_misconfiguration():
-            unused = unused_adapters(self.trainer, self.owner.custom_strategy_adapters)
-            if problems := [*unused, *override_problems(self.owner, self.adapter)]:
-                raise ScheduleError(problems)
-            view = schedule_view(self.adapter, self.adapter.view(self.module))
-            path = self.ranks.from_zero(lambda: generated_by(self.adapter, self.owner, directory))
-            if path is None:
-                path = save(self.ranks, lambda: generate(view.plain, frozen=view.frozen), view.plain, directory)
+            path = self._reading.generate()
         self.report(logging.INFO, f"The default schedule was written to {path}.")
         self.trainer.strategy.barrier("finetuning_scheduler.gen_ft_sched_only")
         leave(self.trainer)
@@ -370,66 +268,39 @@ class Entry:
             self.session.begin(moment)
             self._hooked.enter_context(loading_with(self.trainer.strategy, self._resume_late))
             return
-        self._refuse_foreign_checkpoint(self.resumed_from)
+        refuse_foreign(self.resumed_from, self.loaded)
         if self.loaded is None:
             self.session.begin(moment)
         else:
             with in_file(self.resumed_from):
                 self.session.resume(_session_state(self.loaded))
-                self._check_optimizer_state()
+                if self.resumed_from is not None:
+                    refuse_other_optimizer(self.trainer, self.session)
         self.carried_on = True
-
-    def _check_optimizer_state(self) -> None:
-        """Find, before it is loaded, what of a checkpoint's optimizer state does not fit the optimizer."""
-        stored = loaded_optimizer_state(self.trainer) if self.resumed_from is not None else None
-        if stored is not None and (
-            problems := state_problems(self.session.optimizer, self.session.group_names, stored)
-        ):
-            raise CheckpointError(problems)
-
-    def refuse_damaged(self, path: object) -> None:
-        """Raise an error for a file to resume from that is not what was written, as far as it tells by itself.
-
-        Raises:
-            CheckpointError: The checksums in it do not match its content.
-        """
-        if path is None or is_remote(path) or is_search_checkpoint(path):
-            return
-        if damaged := self.ranks.from_zero(lambda: damaged_parts(Path(str(path)))):
-            message = f"expected the content that was written, got other checksums of {', '.join(damaged)}"
-            raise CheckpointError(Problem(message, fix="Resume from another checkpoint: this file has been damaged."))
 
     def _resume_late(self, path: str, weights_only: bool | None) -> dict[str, Any]:
         """Enter the phase of a checkpoint that the strategy is about to load, so that its state finds its groups."""
         with as_misconfiguration():
             path = self.adapter.from_rank_zero(path)
             self.resumed_from = path
+            self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
+            refuse_foreign(path, self.loaded)
             with in_file(path):
-                self.loaded = saved_progress(path, self.owner.state_key, weights_only=weights_only)
-                self._refuse_foreign_checkpoint(path)
                 self.session.resume(_session_state(self.loaded or {}))
             self.carried_on = True
             return self.adapter.resume(path, self.session, weights_only=weights_only)
-
-    def _refuse_foreign_checkpoint(self, path: object) -> None:
-        """Refuse to resume from a file that another program has written, with its name and what can be done with it."""
-        if path is None or self.loaded is not None:
-            return
-        message = f"expected a checkpoint written with FinetuningScheduler, got {path}"
-        fix = "Load its weights into the module and fit without `ckpt_path`, or resume without this callback."
-        raise CheckpointError(Problem(message, fix=fix))
 
     def settle(self) -> None:
         """Resume at last, if nothing has been loaded by the time that training starts."""
         if self.carried_on:
             return
         with as_misconfiguration():
-            self._refuse_foreign_checkpoint(self.resumed_from)
+            refuse_foreign(self.resumed_from, self.loaded)
             if self.loaded is not None:
                 with in_file(self.resumed_from):
                     self.session.resume(_session_state(self.loaded))
 
 
 def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """Take the session's own state out of the callback's."""
-    return {key: value for key, value in loaded.items() if key not in OWN_STATE}
+    """Take the session's own state out of the callback's, to which a fit adds, and a user's subclass may."""
+    return {key: loaded[key] for key in SavedProgress.model_fields if key in loaded}

@@ -87,16 +87,17 @@ def _is_users(kind: type) -> bool:
 
 
 def _is_method(value: object) -> bool:
-    return callable(value) or isinstance(value, (property, functools.cached_property, classmethod, staticmethod))
+    return callable(value) or hasattr(type(value), "__get__")  # a property, a `functools.partialmethod`, ...
 
 
 def _place(value: Any) -> tuple[str | None, int | None]:
     """Find the file and line of a function, however it is wrapped."""
     if isinstance(value, property):
         value = value.fget
-    elif isinstance(value, (classmethod, staticmethod, functools.cached_property)):
-        value = value.func if isinstance(value, functools.cached_property) else value.__func__
-    while isinstance(value, functools.partial):
+    elif isinstance(value, (classmethod, staticmethod)):
+        value = value.__func__
+    wrappers = (functools.cached_property, functools.partial, functools.partialmethod, functools.singledispatchmethod)
+    while isinstance(value, wrappers):
         value = value.func
     code = getattr(inspect.unwrap(value) if callable(value) else value, "__code__", None)
     return (None, None) if code is None else (code.co_filename, code.co_firstlineno)

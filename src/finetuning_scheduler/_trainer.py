@@ -61,6 +61,8 @@ class TrainerRanks:
 def adapted(choice: AdapterChoice, trainer: Trainer, module: LightningModule, hooked: ExitStack) -> StrategyAdapter:
     """Make the strategy's adapter, which is told when the module has its layers and when it has been set up.
 
+    Whoever asks for it has it connected.
+
     Args:
         choice: Names the adapter.
         trainer: The trainer.
@@ -69,7 +71,7 @@ def adapted(choice: AdapterChoice, trainer: Trainer, module: LightningModule, ho
     """
     with as_misconfiguration():
         adapter = make_adapter(trainer, choice.custom_strategy_adapters, choice.strategy_adapter_cfg)
-        adapter.connect(trainer)
+    adapter.trainer = trainer
     hooked.callback(adapter.on_set_up)
 
     def configured() -> None:

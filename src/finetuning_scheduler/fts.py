@@ -25,6 +25,7 @@ from ._lightning import (
     remembered,
 )
 from ._plan import plan_of
+from ._resuming import refuse_damaged
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
@@ -33,7 +34,6 @@ from .core.gradients import Judgement
 from .core.schedule.files import ScheduleImplMixin
 from .core.schedule.schedule import ScheduleSource
 from .core.thaw import FrozenModulesMode
-from .core.transitions import Reason
 from .core.translation import translate
 from .errors import in_file
 from .report.plan import ReadablePlan
@@ -189,7 +189,8 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.
 
-        Override it for a criterion of your own; all ranks of a distributed run must agree on the answer.
+        Override it for a criterion of your own; all ranks of a distributed run must agree on the answer. In the last
+        phase the answer does not count.
         """
         return self._fitting().decide().advance
 
@@ -198,14 +199,13 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         fit = self._fitting()
         if fit.session.phases_remaining == 0:
             raise MisconfigurationException(f"Phase {self.curr_depth} is the last one: there is no phase to go on to.")
-        reason = fit.take_reason()
-        with fit.transition(reason.value):
+        with fit.transition(fit.reason.value):
             if self.restore_best:
                 self.restore_best_ckpt()
-            fit.enter(fit.session.phase + 1, reason)
+            self.thaw_to_depth(fit.session.phase + 1)
 
     def thaw_to_depth(self, depth: int | None = None) -> None:
-        """Enter a later phase at once, without restoring a checkpoint.
+        """Enter a later phase at once, without restoring a checkpoint; :meth:`step` enters the next one with it.
 
         Args:
             depth: The phase; ``None`` for the present one, of which what was frozen by hand is thawed again.
@@ -218,7 +218,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
             fit.session.thaw()
             return
         with as_misconfiguration():
-            fit.enter(depth, Reason.REQUEST)
+            fit.enter(depth, fit.take_reason())
 
     def restore_best_ckpt(self) -> None:
         """Load the weights, optimizer state and precision state of the best checkpoint so far.
@@ -260,7 +260,9 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         if stage != "fit":
             # What an adapter shards has to be sharded to be validated or tested, too.
             if trainer.strategy.restore_checkpoint_after_setup:
-                adapted(self, trainer, pl_module, self._adapted)
+                adapter = adapted(self, trainer, pl_module, self._adapted)
+                with as_misconfiguration():
+                    adapter.connect(self)
             return
         self._adapted.close()
         earlier = self._earlier_fit(trainer, pl_module)
@@ -270,6 +272,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         self._files.enter_context(complete_checkpoints(trainer.strategy))
         self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
         with as_misconfiguration():
+            self._fit.adapter.connect(self)
             self._fit.adapter.on_before_init_fts()
         self._fit.entry.given.update(self._given)
 
@@ -321,6 +324,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         self._adapted.close()
         if self._fit is not None:
             self._fit.end(failed=True)
+        self._wiring.put_back(trainer)  # the other objects stay: they may yet save what is there
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave no module in eval mode that was in train mode before, and nothing hooked into."""
@@ -346,7 +350,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
             if is_search_checkpoint(trainer.ckpt_path):
                 self._fit.take_back(checkpoint)
             with as_misconfiguration(), in_file(trainer.ckpt_path):
-                self._fit.entry.refuse_damaged(trainer.ckpt_path)
+                refuse_damaged(trainer.ckpt_path, self._fit.entry.ranks)
                 translate(checkpoint, self.state_key, trainer.ckpt_path)
                 self._wiring.complete(checkpoint, checkpoint.get("callbacks", {}).get(self.state_key))
 
@@ -358,7 +362,7 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     def _follow(self, trainer: Trainer) -> None:
         """Go on to the next phase if it is due, or if a transition to it was interrupted."""
         fit = self._running()
-        if fit.is_owed() or self.should_transition(trainer):
+        if fit.is_owed() or (self.should_transition(trainer) and fit.session.phases_remaining):
             with fit.transition(fit.reason.value):  # of all that an override of `step` does
                 self.step()
 

@@ -169,6 +169,14 @@ def test_problems_of_every_kind_are_reported_together() -> None:
     assert len(error.value.problems) == len(parts)
 
 
+@pytest.mark.parametrize("fragments", ["bias", True, [1], ["bias", None], ["bias", ""], {"bias": 1}], ids=str)
+def test_what_are_no_fragments_of_names_is_told(fragments: Any) -> None:
+    model = make_model()
+    with pytest.raises(ScheduleError, match="expected `no_decay` to be a list of name fragments, got "):
+        PhaseRunner(model, AdamW(model.parameters(), weight_decay=0.1), no_decay=fragments)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 # --- states ----------------------------------------------------------------------------------------------------------
 
 

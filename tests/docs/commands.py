@@ -77,4 +77,20 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
     "python mp_examples.py fit --config config/fts_fsdp_auto_plan.yaml": MODEL_PARALLEL,
     "python mp_examples.py fit --config config/fts_fsdp_profiling.yaml": MODEL_PARALLEL,
     "python mp_examples.py fit --config config/fts_tp_plan.yaml": MODEL_PARALLEL,
+    **dict.fromkeys(
+        [
+            "fts new bert.safetensors --phase head --phase 'last 4' --phase rest -o schedule.yaml",
+            "fts new bert.safetensors --heuristic layer-wise -o layer_wise.yaml",
+            "fts check mistaken.yaml bert.safetensors",
+            r"fts params bert.safetensors 'bert.encoder.layer.1[01]\..*LayerNorm.*'",
+            "fts diff schedule.yaml layer_wise.yaml bert.safetensors",
+            "fts check schedule.yaml bert.safetensors --json",
+        ],
+        "tests/cli/test_page.py::test_the_page_shows_what_its_commands_print",
+    ),
+    **dict.fromkeys(
+        ["fts check", "fts diff", "fts new", "fts params"],
+        "tests/cli/test_command.py::test_help_has_examples_and_exit_statuses",
+    ),
+    "python -m finetuning_scheduler": "tests/cli/test_command.py::test_the_module_is_the_command",
 }

@@ -342,6 +342,17 @@ def test_should_transition_can_be_overridden(trainer_in: TrainerIn) -> None:
     assert [epoch.phase for epoch in recorder.history.epochs] == [0, 1, 2, 3]
 
 
+def test_in_the_last_phase_an_answer_of_ones_own_does_not_count(trainer_in: TrainerIn) -> None:
+    class Always(FinetuningScheduler):
+        def should_transition(self, trainer: Any) -> bool:
+            return True
+
+    scheduler = Always(max_depth=1)
+    recorder = Recorder(lambda: scheduler.curr_depth)
+    trainer_in(callbacks=[scheduler, recorder], max_epochs=3).fit(Toy())
+    assert [epoch.phase for epoch in recorder.history.epochs] == [1, 1, 1]
+
+
 def test_step_can_be_overridden(trainer_in: TrainerIn) -> None:
     entered: list[int] = []
 

@@ -224,7 +224,7 @@ def test_the_users_order_of_callbacks_comes_back_and_none_is_left_out(tmp_path: 
                 trainer.fit(Toy())
         else:
             trainer.fit(Toy())
-            assert trainer.callbacks == given
+        assert trainer.callbacks == given
     trainer.validate(Toy())
     assert trainer.callbacks == given
     fit, failed, validated = ["setup", "teardown"], ["setup", "exception"], ["setup", "teardown"]

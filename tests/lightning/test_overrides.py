@@ -97,6 +97,8 @@ PLACES: dict[str, tuple[type[Any], str]] = {
     "cached property": (below(step_pg=functools.cached_property(method)), "Mine"),
     "wrapped": (below(step_pg=wrapping), "Mine"),
     "partial": (below(step_pg=functools.partial(method)), "Mine"),
+    "partial method": (below(step_pg=functools.partialmethod(method, 1)), "Mine"),
+    "dispatching method": (below(step_pg=functools.singledispatchmethod(method)), "Mine"),
 }
 
 
@@ -187,6 +189,20 @@ def test_methods_that_are_called_like_hooks_are_named_in_a_warning(
 def test_a_method_of_an_adapter_has_to_be_one(name: str, tmp_path: Path) -> None:
     text = refused(session(tmp_path, adapter=type("Mine", (StrategyAdapter,), {name: property(helper)})))
     assert f"expected `{name}` of Mine to be methods" in text
+
+
+def notes(self: StrategyAdapter, told: str = "called") -> None:
+    self.trainer.told = told
+
+
+@pytest.mark.parametrize(
+    ("hook", "told"),
+    [(notes, "called"), (functools.partialmethod(notes, "partial"), "partial"), (staticmethod(lambda: None), None)],
+    ids=["method", "partial method", "static method"],
+)
+def test_a_method_of_an_adapter_may_be_made_of_another(hook: Any, told: str | None, tmp_path: Path) -> None:
+    fitted = session(tmp_path, adapter=type("Mine", (StrategyAdapter,), {"on_after_init_fts": hook})).fit()
+    assert getattr(fitted.trainer, "told", None) == told
 
 
 UNUSED: dict[str, tuple[Any, str]] = {

@@ -10,10 +10,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from finetuning_scheduler import FinetuningScheduler, FTSEarlyStopping
+
 from .toy_programs import (
     EVERYTHING,
     PATIENT,
+    TWO_PHASES,
     Net,
+    Program,
     Starts,
     assert_same_epochs,
     checkpoint_answers,
@@ -169,6 +173,58 @@ def test_a_checkpoint_subclass_gets_its_own_state_back(tmp_path: Path) -> None:
     assert "loaded 3" in again.calls
     assert again.epochs_seen == 5
     assert_same_epochs(resumed.epochs, first.epochs[3:])
+
+
+class Counts(FinetuningScheduler):
+    """Adds to the scheduler's state, and leaves what it has added there when it is loaded."""
+
+    transitions = 0
+
+    def step(self) -> None:
+        super().step()
+        self.transitions += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "transitions": self.transitions}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.transitions = state_dict["transitions"]
+
+
+def test_a_subclass_of_the_scheduler_may_save_more(tmp_path: Path) -> None:
+    def made(root: Path) -> Program:
+        saving = ModelCheckpoint(monitor="val_loss", save_top_k=-1)
+        return program(root, [Counts(dict(TWO_PHASES)), patient(), saving], Net(scores=(1.0, 2.0, 3.0, 4.0, 5.0)))
+
+    first = made(tmp_path).fit()
+    (third,) = (tmp_path / name for name in files_below(tmp_path) if "epoch=2-" in name)
+    resumed = made(tmp_path / "resumed").fit(ckpt_path=third)
+    assert_same_epochs(resumed.epochs, first.epochs[3:])
+    ours = [callback for callback in resumed.trainer.callbacks if isinstance(callback, Counts)]
+    assert [callback.transitions for callback in ours] == [1]
+
+
+class UnderItsOwnKey(FTSEarlyStopping):
+    """Its state stands under a key without settings."""
+
+    @property
+    def state_key(self) -> str:
+        return "mine"
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_no_other_state_is_taken_for_that_of_a_subclass_with_a_key_of_its_own(tmp_path: Path) -> None:
+    def made(root: Path, stopping: FTSEarlyStopping) -> Program:
+        saving = ModelCheckpoint(monitor="val_loss", save_top_k=-1)
+        return program(root, [scheduler(), stopping, saving], Net(scores=(1.0, 2.0, 3.0, 4.0, 5.0)))
+
+    first = made(tmp_path, FTSEarlyStopping("val_loss", patience=1000)).fit()
+    (third,) = (tmp_path / name for name in files_below(tmp_path) if "epoch=2-" in name)
+    stopping = UnderItsOwnKey("val_loss", patience=1000)
+    resumed = made(tmp_path / "resumed", stopping).fit(ckpt_path=third)
+    assert_same_epochs(resumed.epochs, first.epochs[3:])
+    assert float(stopping.best_score) == 4.0  # it begins with the first score that it meets
 
 
 class WarmsUp(EarlyStopping):

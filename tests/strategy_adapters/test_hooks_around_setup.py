@@ -38,9 +38,10 @@ class Notes(StrategyAdapter):
         super().__init__()
         self.noted: dict[str, Any] = {}
 
-    def connect(self, trainer: Any) -> None:
-        super().connect(trainer)
-        self.noted["connect"] = None
+    def connect(self, fts_parent: Any) -> None:
+        super().connect(fts_parent)
+        own = (fts_parent.trainer, fts_parent.pl_module, fts_parent) == (self.trainer, self.pl_module, self.fts_handle)
+        self.noted["connect"] = (own, fts_parent.strategy_adapter is self)
 
     def on_before_init_fts(self) -> None:
         super().on_before_init_fts()
@@ -71,7 +72,7 @@ class Notes(StrategyAdapter):
 def test_hooks_are_called_in_order_with_what_is_there_by_then(tmp_path: Path) -> None:
     fitted = session(tmp_path / "noted", Notes).fit()
     assert [*fitted.scheduler.strategy_adapter.noted.items()] == [
-        ("connect", None),
+        ("connect", (True, True)),
         ("before", (GIVEN, 8)),
         ("named", None),
         ("validate", ((2, 4), [2, 2, 2])),
@@ -80,6 +81,23 @@ def test_hooks_are_called_in_order_with_what_is_there_by_then(tmp_path: Path) ->
         ("thawed", "SingleDeviceStrategy"),
     ]
     assert_same_run(fitted.history, Session(RECIPE, tmp_path / "plain").fit().history)
+
+
+class KeepsItsParent(StrategyAdapter):
+    """Overrides hooks without a call of the base class."""
+
+    def __init__(self) -> None:
+        self.parents: list[Any] = []
+
+    def connect(self, fts_parent: Any) -> None:
+        self.parents.append(fts_parent)
+
+
+def test_the_hooks_of_the_base_class_need_not_be_called(tmp_path: Path) -> None:
+    fitted = session(tmp_path, KeepsItsParent).fit()
+    adapter = fitted.scheduler.strategy_adapter
+    assert adapter.parents == [fitted.scheduler]  # type: ignore[attr-defined]
+    assert adapter.trainer is fitted.trainer
 
 
 class Mixin:
@@ -196,6 +214,14 @@ def test_names_have_to_be_of_the_modules_parameters(names: Callable[[Any], Any],
     with pytest.raises(MisconfigurationException, match="expected the parameters of the module, each under") as error:
         session(tmp_path, type("Wrong", (StrategyAdapter,), method)).fit()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("given", [None, 3, ["network.head.weight"], [nn.Linear(1, 1)]], ids=str)
+def test_what_is_returned_has_to_be_a_mapping_of_names(given: Any, tmp_path: Path) -> None:
+    method = {"get_named_params_for_schedule_validation": lambda _: given}
+    message = f"`get_named_params_for_schedule_validation` to return parameters by name, got {type(given).__name__} "
+    with pytest.raises(MisconfigurationException, match=message):
+        session(tmp_path, type("Wrong", (StrategyAdapter,), method)).fit()
 
 
 class Holder(ScheduleImplMixin):

@@ -85,6 +85,12 @@ class Wiring:
         """
         self._moved = scheduler, move_first(trainer, scheduler)
 
+    def put_back(self, trainer: Trainer) -> None:
+        """Undo :meth:`put_first`."""
+        if self._moved is not None:
+            move_back(trainer, *self._moved)
+            self._moved = None
+
     def complete(self, checkpoint: Mapping[str, Any], progress: Mapping[str, Any] | None) -> None:
         """Find the state of the callbacks that drive in a checkpoint, however it has been written.
 
@@ -134,9 +140,7 @@ class Wiring:
                 if callback is form:
                     callbacks[index] = own
         self._replaced.clear()
-        if self._moved is not None:
-            move_back(trainer, *self._moved)
-            self._moved = None
+        self.put_back(trainer)
         for driver in (self.early_stopping, self.checkpoint):
             if driver is not None:
                 driver.let_go()
@@ -194,7 +198,7 @@ def _differ(score: Any, met: Any) -> bool:
 def _state_of(driver: Callback, states: Mapping[Any, Any]) -> Mapping[str, Any] | None:
     """Find the state of a callback with the same settings, whatever its class was called."""
     settings = driver.state_key.partition("{")[2]
-    alike = (key for key in states if isinstance(key, str) and key.partition("{")[2] == settings)
+    alike = (key for key in states if settings and isinstance(key, str) and key.partition("{")[2] == settings)
     key = driver.state_key if driver.state_key in states else next(alike, None)
     if key is None:
         return None

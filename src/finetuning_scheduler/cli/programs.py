@@ -40,7 +40,8 @@ def read_program(source: str, init: Mapping[str, Any]) -> ModelOutline:
 def read_hugging_face(folder: Path) -> ModelOutline | None:
     """Outline the model of a Hugging Face folder from its ``config.json`` alone.
 
-    ``None`` where transformers is not installed, or knows no such model. Nothing is downloaded, no code of the folder runs.
+    ``None`` where transformers is not installed, or knows no such model. Nothing is downloaded, and no code of the
+    folder runs.
     """
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

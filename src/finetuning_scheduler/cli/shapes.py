@@ -68,7 +68,7 @@ class CheckAnswer(Shape):
 
     ok: bool = Field(description="Whether there is no error among the findings.")
     schedule: str = Field(description="SCHEDULE, as it was given.")
-    model: ModelSummary
+    model: ModelSummary = Field(description="The model.")
     phases: int | None = Field(description="How many phases there are; null if there are errors.")
     thawed_tensors: int | None = Field(description="How many parameters some phase thaws; null if there are errors.")
     thawed_parameters: int | None = Field(description="How many values these have; null if there are errors.")
@@ -89,7 +89,7 @@ class Tensor(Shape):
 class ParamsAnswer(Shape):
     """Of `fts params`: exit status 0, or 1 if the pattern selects nothing."""
 
-    model: ModelSummary
+    model: ModelSummary = Field(description="The model.")
     pattern: str | None = Field(description="PATTERN, as it was given.")
     selected_tensors: int = Field(description="How many parameters the pattern selects.")
     selected_parameters: int = Field(description="How many values these have.")
@@ -138,7 +138,7 @@ class NewPhase(Shape):
 class NewAnswer(Shape):
     """Of `fts new`: exit status 0."""
 
-    model: ModelSummary
+    model: ModelSummary = Field(description="The model.")
     heuristic: str | None = Field(description="What it was made by; null with --phase.")
     file: str | None = Field(description="The file that was written, if any.")
     yaml: str = Field(description="Its text.")

@@ -119,7 +119,8 @@ class _Gate:
         merged = view.merged_schedule(schedule)
         # Settings of a wrong kind are reported; planning goes on without them, to find what else is wrong.
         given: Any = settings.no_decay
-        fragments = given if isinstance(given, (list, tuple, set, frozenset)) else ()
+        are_parts = isinstance(given, (list, tuple, set, frozenset)) and all(isinstance(part, str) for part in given)
+        fragments = given if are_parts else ()
         base_lr: Any = settings.base_max_lr
         initial = initial_groups(
             self._optimizer,

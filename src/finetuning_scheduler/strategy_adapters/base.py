@@ -23,7 +23,7 @@ from ..core.schedule.generate import generate
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
 from ..core.view import ModelView, plain_name
-from ..errors import Problem
+from ..errors import Problem, ScheduleError
 from .plain import load_plain, saved_position
 
 T = TypeVar("T")
@@ -53,8 +53,12 @@ class StrategyAdapter:
             RuntimeError: No fit has started.
         """
         if self._trainer is None:
-            raise RuntimeError("expected `connect` to be called before the adapter is used")
+            raise RuntimeError("expected an adapter in use, got one whose trainer has not begun")
         return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer) -> None:
+        self._trainer = trainer
 
     @property
     def pl_module(self) -> LightningModule:
@@ -71,13 +75,15 @@ class StrategyAdapter:
         """The strategy that is adapted."""
         return self.trainer.strategy
 
-    def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer; called before the module's ``configure_model``, in every fit, validation or test.
+    def connect(self, fts_parent: Any) -> None:
+        """Called first of all hooks, before the module's ``configure_model``, in every fit, validation or test.
+
+        Args:
+            fts_parent: The :class:`.FinetuningScheduler`, which :attr:`fts_handle` is, too.
 
         Raises:
             ScheduleError: The trainer has something that the strategy's module cannot be set up with.
         """
-        self._trainer = trainer
 
     def on_before_init_fts(self) -> None:
         """Called in a fit's ``setup``, before the schedule is read; what it sets of the callback's arguments counts."""
@@ -137,7 +143,10 @@ class StrategyAdapter:
         """Called when the optimizers exist, before anything of them is checked or changed."""
 
     def problems(self, view: ModelView, schedule: Schedule) -> Iterable[Problem]:
-        """List what keeps a schedule from being executed under the strategy; asked before anything is frozen.
+        """List what keeps a schedule from being executed under the strategy.
+
+        Asked when the optimizers exist, and the model is in the state of phase 0; nothing of the optimizers has been
+        changed.
 
         Args:
             view: What :meth:`view` returned.
@@ -223,4 +232,10 @@ def schedule_view(adapter: StrategyAdapter, view: ModelView) -> ModelView:
     """
     if not overrides(adapter, StrategyAdapter, "get_named_params_for_schedule_validation"):
         return view
-    return view.renamed(dict(adapter.get_named_params_for_schedule_validation()))
+    given: Any = adapter.get_named_params_for_schedule_validation()
+    try:
+        named = dict(given)
+    except (TypeError, ValueError) as error:
+        message = "expected `get_named_params_for_schedule_validation` to return parameters by name, got"
+        raise ScheduleError(Problem(f"{message} {type(given).__name__} ({error})", fix="Return a mapping.")) from error
+    return view.renamed(named)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from .._lightning import FSDPStrategy, LightningModule, Trainer, saves_sharded_checkpoints
+from .._lightning import FSDPStrategy, LightningModule, saves_sharded_checkpoints
 from ..core.plan import block_numbers
 from ..core.schedule.generate import generate
 from ..core.schedule.schedule import Schedule
@@ -64,10 +64,10 @@ class FSDPStrategyAdapter(StrategyAdapter):
     def _flattened(self) -> bool:
         return not self._strategy.kwargs.get("use_orig_params")
 
-    def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer; note whether an earlier fit has wrapped the module already."""
-        super().connect(trainer)
-        self._wrapped_before = is_wrapped(trainer.lightning_module)
+    def connect(self, fts_parent: Any) -> None:
+        """Note whether an earlier fit has wrapped the module already."""
+        super().connect(fts_parent)
+        self._wrapped_before = is_wrapped(self.trainer.lightning_module)
 
     def on_model_configured(self) -> None:
         """Add the overrides to the policy by which the strategy is about to wrap the module."""

@@ -25,7 +25,7 @@ from ..core.session import Session
 from ..core.thaw import set_trainable
 from ..core.translation import progress_in
 from ..core.view import plain_name
-from ..errors import CheckpointError, Problem
+from ..errors import CheckpointError, Problem, in_file
 from .plain import METADATA, read_plainly, saved_position, without_objects
 
 _OPTIMIZER = "optimizer_0"  # Lightning's key of the only optimizer in a distributed checkpoint
@@ -63,7 +63,8 @@ def saved_progress(path: str, state_key: str, *, weights_only: bool | None) -> M
         if isinstance(error, pickle.UnpicklingError):
             fix = "Keep other objects than tensors and plain values out of `save_hyperparameters`."
         raise CheckpointError(Problem(message, fix=fix)) from error
-    progress: Mapping[str, Any] | None = progress_in(states, state_key)
+    with in_file(path):
+        progress: Mapping[str, Any] | None = progress_in(states, state_key)
     return progress
 
 

@@ -10,7 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Activati
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from .._lightning import ModelParallelStrategy, Trainer, TrainerFn, saves_sharded_checkpoints
+from .._lightning import ModelParallelStrategy, TrainerFn, saves_sharded_checkpoints
 from ..core.optim.param_groups import mesh_of
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
@@ -52,10 +52,10 @@ class ModelParallelStrategyAdapter(StrategyAdapter):
     def _strategy(self) -> ModelParallelStrategy:
         return cast("ModelParallelStrategy", self.trainer.strategy)
 
-    def connect(self, trainer: Trainer) -> None:
-        """Attach the trainer, before a callback that averages weights copies the module if it is listed later."""
-        super().connect(trainer)
-        if trainer.state.fn == TrainerFn.FITTING and (problems := list(averaged_weights(trainer))):
+    def connect(self, fts_parent: Any) -> None:
+        """Refuse averaged weights, before a callback that averages copies the module if it is listed later."""
+        super().connect(fts_parent)
+        if self.trainer.state.fn == TrainerFn.FITTING and (problems := list(averaged_weights(self.trainer))):
             raise ScheduleError(problems)
 
     def on_model_configured(self) -> None:

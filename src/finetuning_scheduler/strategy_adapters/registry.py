@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from .fsdp import FSDPStrategyAdapter
 from .model_parallel import ModelParallelStrategyAdapter
 
 _METHODS = [name for name, value in vars(StrategyAdapter).items() if callable(value) and not name.startswith("_")]
+_BINDING = (classmethod, functools.partialmethod, functools.singledispatchmethod)  # no functions, yet make methods
 ENTRY_POINT_GROUP = "finetuning_scheduler.strategy_adapters"
 
 _ADAPTERS: Mapping[type, type[StrategyAdapter]] = {
@@ -93,7 +95,7 @@ def make_adapter(
         message = f"{kind.__name__} does not take `strategy_adapter_cfg` {configuration!r}: {error}"
         raise ScheduleError(Problem(message, fix="Correct `strategy_adapter_cfg`.")) from error
     found = {name: inspect.getattr_static(adapter, name) for name in _METHODS}
-    if wrong := [name for name, value in found.items() if not callable(value) and not isinstance(value, classmethod)]:
+    if wrong := [name for name, value in found.items() if not callable(value) and not isinstance(value, _BINDING)]:
         message = f"expected {', '.join(f'`{name}`' for name in wrong)} of {kind.__name__} to be methods"
         raise ScheduleError(Problem(message, fix="Write methods, without `property`."))
     return adapter

@@ -602,6 +602,11 @@ WARNINGS = [
         id="optimizer-argument",
     ),
     pytest.param(
+        new_lr_scheduler(STEP_LR, {"step_size": 1, "optimizer": None}),
+        ["phase 1: `optimizer` among the LR scheduler's `init_args` is dropped; it gets the one in force."],
+        id="optimizer-argument-without-value",
+    ),
+    pytest.param(
         step_lr(pl_lrs_cfg={"intervall": "step"}),
         ["phase 1: unknown key 'intervall' in `pl_lrs_cfg` is ignored. Did you mean `interval`?"],
         id="similar-key",

@@ -116,10 +116,38 @@ def test_copies_are_equal(given: Schedule | Phase, copied: Callable[[Any], objec
     assert repr(made) == repr(given)
 
 
+WITH_DEFAULTS = {number: DEFAULTS | {"lr": None} | phase for number, phase in GIVEN.items()}
+
+
+@pytest.mark.parametrize("same", [GIVEN, WITH_DEFAULTS, dict(SCHEDULE)], ids=["file", "with defaults", "phases"])
+def test_a_schedule_equals_the_mapping_that_it_reads_like(same: dict[int, Any]) -> None:
+    assert [one == other for one, other in ((SCHEDULE, same), (same, SCHEDULE))] == [True, True]
+    assert [SCHEDULE[number] == phase and phase == SCHEDULE[number] for number, phase in same.items()] == [True, True]
+
+
+OTHERS: dict[str, Any] = {
+    "another rate": GIVEN | {1: GIVEN[1] | {"lr": 0.25}},
+    "no rate": GIVEN | {1: {key: value for key, value in GIVEN[1].items() if key != "lr"}},
+    "another key": GIVEN | {0: GIVEN[0] | {"learning_rate": 0.1}},
+    "no parameters": GIVEN | {0: {"max_transition_epoch": 3}},
+    "fewer phases": {0: GIVEN[0]},
+    "more phases": GIVEN | {2: {"params": ["more"]}},
+    "numbers as text": {str(number): phase for number, phase in GIVEN.items()},
+    "a list": [*GIVEN.values()],
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_a_schedule_differs_from_other_mappings(other: Any) -> None:
+    assert [one != two for one, two in ((SCHEDULE, other), (other, SCHEDULE))] == [True, True]
+
+
 def test_other_phases_and_schedules_are_not_equal() -> None:
     assert Phase(params=("a",)) != Phase(params=("b",))
     assert hash(Phase(params=("a",))) == hash(Phase(params=("a",)))
     assert SCHEDULE.up_to(0) != SCHEDULE
+    assert hash(SCHEDULE.up_to(0)) == hash(Schedule.parse({0: GIVEN[0]}))
 
 
 class Holder(ScheduleImplMixin):

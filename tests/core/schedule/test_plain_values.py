@@ -301,6 +301,25 @@ def test_settings_of_implicit_mode_that_cannot_be_read_are_problems() -> None:
     ]
 
 
+LISTED = {
+    "new_optimizer": {"optimizer_init": {"class_path": "torch.optim.SGD", "init_args": {"params": None, "lr": 0.1}}},
+    "new_lr_scheduler": {
+        "lr_scheduler_init": {
+            "class_path": "torch.optim.lr_scheduler.StepLR",
+            "init_args": {"optimizer": None, "step_size": 1},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["listed by LightningCLI", "written by a user"])
+def test_arguments_that_only_a_session_fills_in_are_left_out_of_what_a_program_has_listed(listed: bool) -> None:
+    schedule = Schedule.parse(_phase_1(**(vars(_namespaces(LISTED)) if listed else LISTED)))
+    assert schedule[1]["new_optimizer"]["optimizer_init"]["init_args"] == {"lr": 0.1}
+    arguments = schedule[1]["new_lr_scheduler"]["lr_scheduler_init"]["init_args"]
+    assert arguments == ({"step_size": 1} if listed else {"optimizer": None, "step_size": 1})
+
+
 @pytest.mark.parametrize("value", [torch.tensor(1e-3), torch.ones(2), np.float32, dict, nn.Identity(), range, len])
 def test_tensors_classes_and_other_objects_among_arguments_stay_what_they_are(value: object) -> None:
     schedule = Schedule.parse(_phase_1(new_optimizer=_optimizer(x=value)))

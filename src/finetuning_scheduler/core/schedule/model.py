@@ -108,6 +108,13 @@ class Phase(Model, Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return any(key == own for own in self)
 
+    def __eq__(self, other: object) -> bool:
+        """Compare with a phase, or with a mapping such as one in a file, in which defaults may stand or be left out."""
+        if not isinstance(other, Mapping) or isinstance(other, Phase):
+            return super().__eq__(other)
+        defaults = {key: field.default for key, field in Phase.model_fields.items() if not field.is_required()}
+        return {**defaults, **self} == {**defaults, **other}
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key that is set, else the default."""
         return dict(self).get(key, default)

@@ -32,6 +32,12 @@ class Schedule(Model, Mapping[int, Phase]):
         except ValueError:
             raise KeyError(number) from None
 
+    def __eq__(self, other: object) -> bool:
+        """Compare with a schedule, or with a mapping of numbers to phases such as a file holds."""
+        if not isinstance(other, Mapping) or isinstance(other, Schedule):
+            return super().__eq__(other)
+        return dict(self) == dict(other)
+
     @classmethod
     def parse(cls, source: ScheduleSource) -> Schedule:
         """Make a schedule from a mapping or YAML file, which are left as they are.

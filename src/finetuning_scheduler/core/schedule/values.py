@@ -115,18 +115,22 @@ def replaced(value: Any, replacements: Mapping[KeyPath, Any], path: KeyPath = ()
     return replacements.get(path, value)
 
 
-def _copied(value: Any, depth: int) -> Any:
+def _copied(value: Any, depth: int, *, listed: bool = False) -> Any:
+    """Copy a value, as `plain` does; whether LightningCLI has listed it is told by the namespace that it stands in."""
     if depth > MAX_DEPTH:
         raise _TooDeepError
-    value = _opened(value)
+    given, value = value, _opened(value)
     if isinstance(value, Mapping):
-        copied = _copied_mapping(value, lambda item: _copied(item, depth + 1))
-        return _without_unfilled(copied) if isinstance(copied, dict) else copied
+        listed = listed or value is not given
+        copied = _copied_mapping(value, lambda item: _copied(item, depth + 1, listed=listed))
+        # an `optimizer` that a user has written is dropped later, with a warning
+        unfilled = ("params", "optimizer") if listed else ("params",)
+        return _without_unfilled(copied, unfilled) if isinstance(copied, dict) else copied
     if isinstance(value, Sequence) and not isinstance(value, _TEXT):
         length = _tried(len, value)
         if isinstance(length, Unreadable):
             return length
-        return [_copied(_tried(getitem, value, position), depth + 1) for position in range(length)]
+        return [_copied(_tried(getitem, value, position), depth + 1, listed=listed) for position in range(length)]
     return value
 
 
@@ -154,10 +158,10 @@ def _tried(read: Callable[..., Any], *arguments: Any) -> Any:
         return Unreadable(f"expected a value that can be read, got an error: {reason}", "write the value out")
 
 
-def _without_unfilled(mapping: dict[Any, Any]) -> dict[Any, Any]:
+def _without_unfilled(mapping: dict[Any, Any], names: Sequence[str]) -> dict[Any, Any]:
     """Leave out the arguments of a class that LightningCLI lists without a value."""
     arguments = mapping.get("init_args")
     if not isinstance(arguments, dict):
         return mapping
-    unfilled = [key for key in ("params", "optimizer") if key in arguments and arguments[key] is None]
+    unfilled = [key for key in names if key in arguments and arguments[key] is None]
     return {**mapping, "init_args": {key: item for key, item in arguments.items() if key not in unfilled}}
