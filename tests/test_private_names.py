@@ -215,6 +215,7 @@ def lightning_module(pl: ModuleType) -> object:
 
 LIGHTNING = [
     Row(optimizer_setup, "_init_optimizers_and_lr_schedulers", "a plan needs the optimizer of a fit"),
+    Row(trainer, "_data_connector", "the number of steps, which optimizers ask for, needs the data of a plan"),
     Row(lightning_module, "_trainer", "a module that is planned gets its trainer back, or none"),
     Row(exceptions, "_TunerExitException", "ends a fit as one that has done its work"),
     Row(launchers, "_MultiProcessingLauncher", "whether another process waits for what a fit returns"),

@@ -6,6 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
 from ._checks import Configuration, settings_of
 from ._lightning import LightningDataModule, LightningModule, Trainer, attached, optimizers_of, sample_batch
 from ._source import Implicit, read_given
@@ -48,15 +51,15 @@ def plan_of(
         found = read_given(given["ft_schedule"], owner, view)
         if found.errors:
             raise joined(found.errors)
+        batch = sample_batch(module, datamodule)
         with trainable_only(view, found.phases[0].params):
-            optimizers, lr_schedulers = optimizers_of(trainer, module)
+            optimizers, lr_schedulers = _made(trainer, module, datamodule)
             optimizer = optimizers[0] if len(optimizers) == 1 else None
             problems = [] if optimizer is not None else [_one_optimizer(len(optimizers))]
             settings = settings_of(owner, given["max_depth"], module)
         prepared = prepare(found, view, optimizer, settings, lr_schedulers=lr_schedulers, problems=problems)
         if optimizer is None:  # it was among the problems
             raise ScheduleError(problems)
-        batch = sample_batch(module, datamodule)
         with attached(module, None):
             plan = prepared.plan
             costs = from_parameters(plan, view) if batch is None else costs_of(plan, view, batch)
@@ -70,6 +73,19 @@ def plan_of(
             buffers=module.buffers(),
             notes=[*prepared.notices, *prepared.warnings],
         )
+
+
+def _made(
+    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None
+) -> tuple[list[Optimizer], list[LRScheduler]]:
+    """Let the module make its optimizers, which may want what only a fit brings about."""
+    try:
+        return optimizers_of(trainer, module, datamodule)
+    except (AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        message = f"expected `configure_optimizers` to work outside a fit, got {type(error).__name__}: {reason}"
+        fix = "Ask the trainer for nothing that only a fit brings about, or use `fts plan`."
+        raise ScheduleError(Problem(message, fix)) from error
 
 
 def _one_optimizer(count: int) -> Problem:

@@ -150,3 +150,32 @@ def test_several_optimizers_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(MisconfigurationException, match="expected one optimizer, got 2"):
         FinetuningScheduler(SCHEDULE).plan(make_trainer(tmp_path), Two())
+
+
+class Counting(Toy):
+    """As programs with a warm-up over all steps do."""
+
+    steps: float
+
+    def configure_optimizers(self) -> Any:
+        self.steps = self.trainer.estimated_stepping_batches
+        return SGD(self.parameters(), lr=1 / self.steps)
+
+
+@pytest.mark.parametrize("data", [None, ToyData], ids=["the model's data", "a datamodule"])
+def test_optimizers_are_told_the_number_of_steps(data: Any, tmp_path: Path) -> None:
+    module, trainer, datamodule = Counting(), make_trainer(tmp_path, max_epochs=5), None if data is None else data()
+    report = FinetuningScheduler(SCHEDULE).plan(trainer, module, datamodule)
+    assert module.steps == 20
+    assert report.phases[0].new_groups[0].learning_rate == 1 / 20
+    assert trainer.lightning_module is None
+    assert getattr(trainer, "datamodule", None) is None
+
+
+def test_what_only_a_fit_brings_about_is_told(tmp_path: Path) -> None:
+    class Failing(Toy):
+        def configure_optimizers(self) -> Any:
+            raise RuntimeError("no process group")
+
+    with pytest.raises(MisconfigurationException, match="outside a fit, got RuntimeError: no process group"):
+        FinetuningScheduler(SCHEDULE).plan(make_trainer(tmp_path), Failing())

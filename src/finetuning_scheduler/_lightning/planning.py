@@ -12,9 +12,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from .package import LightningDataModule, LightningModule, Trainer, pl
 
 
-def optimizers_of(trainer: Trainer, module: LightningModule) -> tuple[list[Optimizer], list[LRScheduler]]:
-    """Let a module make its optimizers and LR schedulers as in a fit; neither it nor the trainer keeps them."""
-    with attached(module, trainer):
+def optimizers_of(
+    trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None
+) -> tuple[list[Optimizer], list[LRScheduler]]:
+    """Let a module make its optimizers and LR schedulers as in a fit; neither it nor the trainer keeps them.
+
+    The trainer knows module and data meanwhile, so that it can tell the number of steps.
+    """
+    with attached(module, trainer), _connected(trainer, module, datamodule):
         optimizers, configs = pl.core.optimizer._init_optimizers_and_lr_schedulers(module)
     return optimizers, [config.scheduler for config in configs]
 
@@ -28,6 +33,22 @@ def attached(module: LightningModule, trainer: Trainer | None) -> Iterator[None]
         yield
     finally:
         module.trainer = before
+
+
+@contextmanager
+def _connected(trainer: Trainer, module: LightningModule, datamodule: LightningDataModule | None) -> Iterator[None]:
+    """Let a trainer have module and data for a while; what it keeps of their loaders the next fit replaces."""
+    before: Any = trainer.strategy.lightning_module
+    kept: Any = getattr(trainer, "datamodule", None)
+    trainer._data_connector.attach_data(module, datamodule=datamodule)
+    trainer.strategy.connect(module)
+    try:
+        yield
+    finally:
+        trainer.strategy.connect(before)
+        trainer.datamodule = kept  # type: ignore[attr-defined]  # set by a connector
+        if datamodule is not None:
+            datamodule.trainer = None
 
 
 def sample_batch(module: LightningModule, datamodule: LightningDataModule | None) -> Any:

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from .shapes import PhasePlan, PlanReport
-from .tables import group_rows, memory_text, percent, rates, size, summary
+from .tables import group_rows, percent, rates, size, summary
 
 _STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 92rem; padding: 0 1rem; }
 .fts-scroll { overflow-x: auto; }
 .fts-plan table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1rem 0; }
 .fts-plan th, .fts-plan td { border-bottom: 1px solid #8886; padding: .3rem .7rem; text-align: right;
-  vertical-align: top; }
-.fts-plan .fts-text { min-width: 12rem; overflow-wrap: anywhere; text-align: left; }
+  vertical-align: top; white-space: nowrap; }
+.fts-plan .fts-text { min-width: 12rem; overflow-wrap: anywhere; text-align: left; white-space: normal; }
 .fts-plan code { font-size: .9em; }
 """
 
@@ -37,7 +37,8 @@ def plan_fragment(report: PlanReport) -> str:
 
 
 def _content(report: PlanReport) -> str:
-    phases = ("phase", "thaws", "trained", "share", "groups", "new at", "memory", "step", "saved", "ends")
+    kinds = ("weights", "gradients", "optimizer state", "memory")
+    phases = ("phase", "thaws", "trained", "share", "groups", "new at", *kinds, "step", "saved", "ends")
     groups = ("group", "phase", "parameters", "learning rate", "options")
     notes = "".join(f"<li>{escape(note)}</li>" for note in (*report.notes, "Memory is told without activations."))
     return (
@@ -55,7 +56,10 @@ def _phase(phase: PhasePlan) -> Sequence[str]:
         percent(phase.share),
         str(phase.groups),
         rates([group.learning_rate for group in phase.new_groups]),
-        f"{size(phase.memory.total)} ({memory_text(phase.memory)})",
+        size(phase.memory.weights),
+        size(phase.memory.gradients),
+        "unknown" if phase.memory.optimizer_state is None else size(phase.memory.optimizer_state),
+        size(phase.memory.total),
         f"{phase.step_cost:.2f}",
         percent(phase.reuse_saves),
         phase.ends,
