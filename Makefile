@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-quick faults coverage check docs package venv
+.PHONY: demo test test-quick faults coverage bench check docs package venv
 
 demo: $(INSTALLED)  ## pre-train and fine-tune a small network three ways (about a minute)
 	$(BIN)/python -m fts_examples.digits
@@ -24,6 +24,9 @@ coverage: $(INSTALLED)  ## all tests with branch coverage: a report, with the li
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --omit='*/core/*'
 	$(BIN)/python -m coverage report --include='*/core/*'
+
+bench: $(INSTALLED)  ## measure every row of benchmarks/README.md and write its table again
+	$(BIN)/python benchmarks/run.py
 
 check: $(INSTALLED)  ## lint, format, types, import directions, spelling
 	$(BIN)/ruff check .

@@ -34,3 +34,20 @@ def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     caplog.set_level(logging.INFO, logger="finetuning_scheduler")
     name = "finetuning_scheduler"
     return lambda: [record.getMessage() for record in caplog.records if record.name.split(".")[0] == name]
+
+
+@pytest.fixture
+def from_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the best checkpoint read from disk at transitions, as if nothing of it were in memory."""
+    from finetuning_scheduler.strategy_adapters import StrategyAdapter
+
+    monkeypatch.setattr(StrategyAdapter, "why_from_disk", lambda self: "a test asks for it")
+
+
+@pytest.fixture(params=["memory", "disk"])
+def restored_from(request: pytest.FixtureRequest) -> str:
+    """Where the best checkpoint is restored from: the test runs with both."""
+    if request.param == "disk":
+        request.getfixturevalue("from_disk")
+    source: str = request.param
+    return source

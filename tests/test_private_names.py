@@ -100,6 +100,24 @@ def batchnorm() -> ModuleType:
     return importlib.import_module("torch.nn.modules.batchnorm")
 
 
+def torch_utils() -> ModuleType:
+    return importlib.import_module("torch.utils")
+
+
+def dispatch_mode() -> object:
+    return importlib.import_module("torch.utils._python_dispatch").TorchDispatchMode
+
+
+def operation() -> object:
+    return torch.ops.aten.relu_.default
+
+
+def compiled_in_place() -> nn.Module:
+    module = nn.Linear(1, 1)
+    module.compile(backend="eager")
+    return module
+
+
 TORCH = [
     Row(constant, "_last_lr", "grows with the parameter groups"),
     Row(sequential, "_schedulers", "the schedulers one is made of"),
@@ -109,11 +127,28 @@ TORCH = [
     Row(optimizer, "_optimizer_step_post_hooks", "whether hooks tell of an optimizer's steps"),
     Row(nn.Module, "_non_persistent_buffers_set", "buffers that are no part of a best state"),
     Row(nn.Module, "_modules", "all children, a child's second name included"),
+    Row(nn.Module, "_load_from_state_dict", "a module's own values, loaded with its hooks"),
+    Row(nn.Module, "_load_state_dict_pre_hooks", "whether a module loads its values alone"),
+    Row(nn.Module, "_load_state_dict_post_hooks", "the same, and hooks that are called when it has loaded them"),
+    Row(lambda: nn.Module().state_dict(), "_metadata", "versions of layers, which these ask for when they load"),
     Row(compiled, "_orig_mod", "left out of parameter names"),
     Row(checkpointed, "_checkpoint_wrapped_module", "left out of parameter names"),
     Row(custom_policy, "_lambda_fn", "a wrapping policy that is extended"),
     Row(torch_distributed, "_composable", "activation checkpointing without wrappers"),
     Row(distributed_algorithms, "_checkpoint", "wrappers for activation checkpointing and offloading"),
+    Row(nn.Module, "_parameters", "whether a frozen module is what it was, asked before each step"),
+    Row(nn.Module, "_buffers", "whether a frozen module is what it was, asked before each step"),
+    Row(nn.Module, "_forward_hooks", "modules whose calls somebody is told of are not skipped"),
+    Row(nn.Module, "_forward_pre_hooks", "modules whose calls somebody is told of are not skipped"),
+    Row(nn.Module, "_backward_hooks", "modules whose calls somebody is told of are not skipped"),
+    Row(nn.Module, "_backward_pre_hooks", "modules whose calls somebody is told of are not skipped"),
+    Row(compiled_in_place, "_compiled_call_impl", "what is called of a module that is compiled in place"),
+    Row(
+        lambda: torch.zeros(1), "_version", "whether a tensor was changed in place; PyTorch's notes on autograd name it"
+    ),
+    Row(torch_utils, "_python_dispatch", "operations are watched, as PyTorch's notes on extending it show"),
+    Row(dispatch_mode, "_should_skip_dynamo", "watching operations does not import the compiler"),
+    Row(operation, "_schema", "which arguments an operation changes in place"),
     Row(batchnorm, "_BatchNorm", "the common class of layers that track statistics"),
 ]
 

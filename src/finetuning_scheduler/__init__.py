@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .core.loop import PhaseRunner
     from .core.schedule.model import Phase
     from .core.schedule.schedule import Schedule
+    from .core.slim import load_from_checkpoint, merge_checkpoint
     from .errors import ScheduleError
     from .fts import FinetuningScheduler
     from .fts_supporters import ScheduleImplMixin
@@ -30,6 +31,8 @@ _HOME = {
     "Schedule": "core.schedule.schedule",
     "ScheduleError": "errors",
     "ScheduleImplMixin": "fts_supporters",
+    "load_from_checkpoint": "core.slim",
+    "merge_checkpoint": "core.slim",
 }
 
 __all__ = [
@@ -41,6 +44,8 @@ __all__ = [
     "Schedule",
     "ScheduleError",
     "ScheduleImplMixin",
+    "load_from_checkpoint",
+    "merge_checkpoint",
 ]
 
 __getattr__, __dir__ = lazily(__name__, _HOME)

@@ -5,18 +5,27 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
+from os import PathLike
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 
-from ._lightning import LightningModule, ModelPruning, StochasticWeightAveraging, Trainer, callbacks_of
+from ._lightning import (
+    LightningModule,
+    ModelPruning,
+    StochasticWeightAveraging,
+    Trainer,
+    callbacks_of,
+    loads_in_its_own_way,
+)
 from .callbacks.checkpoint import FTSCheckpoint
 from .callbacks.wiring import Wiring
 from .core.optim.schedulers import SUPPORTED_LR_SCHEDULERS, is_supported
 from .core.plan import Plan
 from .core.schedule.schedule import Schedule
 from .core.schedule.values import plain
-from .core.settings import Settings, flag_problems
+from .core.settings import FrozenPrefixMode, Settings, flag_problems
 from .core.thaw import FrozenModulesMode
 from .errors import Problem
 from .strategy_adapters import StrategyAdapter, has_custom_adapter, untested_strategy
@@ -40,6 +49,10 @@ class Configuration(Protocol):
     frozen_bn_track_running_stats: bool
     frozen_modules_mode: FrozenModulesMode
     intra_epoch_transitions: bool
+    frozen_prefix: FrozenPrefixMode
+    prefix_budget: int | None
+    prefix_dir: str | PathLike[str] | None
+    prefix_dtype: torch.dtype | None
     logging_level: int
 
 
@@ -54,6 +67,10 @@ def settings_of(configuration: Configuration, max_depth: int, module: LightningM
         apply_lambdas_new_pgs=configuration.apply_lambdas_new_pgs,
         frozen_bn_track_running_stats=configuration.frozen_bn_track_running_stats,
         frozen_modules_mode=configuration.frozen_modules_mode,
+        frozen_prefix=configuration.frozen_prefix,
+        prefix_budget=configuration.prefix_budget,
+        prefix_dir=configuration.prefix_dir,
+        prefix_dtype=configuration.prefix_dtype,
     )
 
 
@@ -73,6 +90,7 @@ def configuration_problems(
         message = f"expected `logging_level` to be a level of logging, got {configuration.logging_level!r}"
         problems.append(Problem(message, fix="Use a number such as logging.INFO, or a name such as 'INFO'."))
     problems += _callback_problems(trainer, restore_best=configuration.restore_best)
+    problems += slim_problems(trainer)
     for name in ("reinit_optim_cfg", "reinit_lr_cfg"):
         if not implicit and getattr(configuration, name) is not None:
             fix = "Use `new_optimizer` and `new_lr_scheduler` in the schedule's phases."
@@ -155,6 +173,17 @@ def _callback_problems(trainer: Trainer, *, restore_best: bool) -> Iterator[Prob
                 f"restore_best=True, got {kind}"
             )
             yield Problem(message, fix="Use FinetuningScheduler(restore_best=False), or prune after the session.")
+
+
+def slim_problems(trainer: Trainer) -> Iterator[Problem]:
+    """Find checkpoints that would leave out frozen weights under a strategy that cannot fill them in."""
+    strategy = trainer.strategy
+    if not (strategy.restore_checkpoint_after_setup or loads_in_its_own_way(strategy)):
+        return
+    if any(isinstance(each, FTSCheckpoint) and not each.save_frozen_weights for each in callbacks_of(trainer)):
+        name = type(strategy).__name__
+        message = f"expected save_frozen_weights=True with {name}, which loads checkpoints whole, got False"
+        yield Problem(message, fix="Drop `save_frozen_weights`, or use DDP.")
 
 
 def _checkpoint_problems(checkpoint: FTSCheckpoint) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Protocol
 
 from torch.optim.lr_scheduler import LRScheduler
@@ -29,6 +30,7 @@ from ._lightning import (
     loading_with,
     remember,
     scheduler_step_of,
+    without_logging,
 )
 from ._overrides import override_problems, unknown_hooks
 from ._reading import Reading
@@ -39,6 +41,7 @@ from .callbacks.wiring import Wiring
 from .core.gradients import GradientWatch
 from .core.optim.growth import Step, growth_failure
 from .core.optim.schedulers import is_supported
+from .core.prefix.reuse import FrozenPrefix
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
 from .core.session import Session
@@ -79,6 +82,7 @@ class Entry:
         resumed_from: The checkpoint that the run is resumed from, if it is.
         carried_on: Whether it is settled where the session goes on from.
         searched: Whether a search has tried rates or sizes since this was last asked.
+        prefix: Reuses what frozen layers compute, if the user has asked for it and the session has begun.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class Entry:
         self._listener = listener
         self._session: Session | None = None
         self._gradients: GradientWatch | None = None
+        self.prefix: FrozenPrefix | None = None
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
@@ -233,6 +238,11 @@ class Entry:
         ranks = self.ranks if trainer.world_size > 1 else OneProcess()
         self._gradients = GradientWatch(self._session, ranks=ranks, report=self.report)
         self._session.listeners.append(self._gradients)
+        if settings.frozen_prefix != "off":
+            quiet = partial(without_logging, self.module)
+            several = self.ranks if trainer.world_size > 1 else None
+            self.prefix = FrozenPrefix(self._session, settings, ranks=several, report=self.report, quiet=quiet)
+            self._session.listeners.append(self.prefix)
         for line in self._wiring.lines:
             self.report(logging.INFO, line)
         self._session.announce(prepared)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ._entry import Entry, Owner
 from ._lightning import (
     LightningModule,
     Trainer,
+    answered,
     at_end_of_epoch,
     begins_epoch_again,
     goes_on_in_epoch,
@@ -25,8 +27,8 @@ from ._lightning import (
     optimizer_states,
     step_plateau_schedulers,
 )
-from ._trainer import as_misconfiguration, visible_messages
-from .callbacks.best import restore_best
+from ._restoring import BestState, FrozenWeights
+from ._trainer import visible_messages
 from .callbacks.saved_states import RESTORE, SavedScheduling
 from .callbacks.wiring import Wiring
 from .core.session import Session
@@ -67,8 +69,12 @@ class Fit(Listener):
         self.trainer = trainer
         self.wiring = wiring
         self.entry = Entry(owner, given, trainer, module, wiring, continued, listener=self)
+        self.best = BestState(owner, trainer, self.entry, wiring.checkpoint)
+        self.frozen = FrozenWeights(trainer, self.entry)
         self._messages = ExitStack()
         self._messages.enter_context(visible_messages())
+        self._reuse = ExitStack()  # of what frozen layers compute
+        self._reuses = False
         self._decision: Decision | None = None
         # Lightning's own counters do not tell it in checkpoints that are saved as an epoch starts.
         self._between_epochs = True
@@ -80,7 +86,6 @@ class Fit(Listener):
         self._unchecked_replicas = False
         self._steps_seen = 0
         self._told_of_end = False
-        self._told_of_no_score = False
         # Why the transition was due in the middle of which a checkpoint was written, or an exception raised. Weights
         # may be half restored then, so that it is made again whatever would be decided now.
         self._owed: str | None = None
@@ -111,6 +116,8 @@ class Fit(Listener):
         """
         entry = self.entry
         entry.release()
+        self.frozen.end()
+        self._reuse.close()
         self._messages.close()
         if entry.begun:
             entry.session.modes.release()
@@ -123,6 +130,8 @@ class Fit(Listener):
         self.entry.release()
         self.entry.settle()
         self.session.modes.apply()
+        self.best.begin()
+        self._start_reuse()
         trainer = self.trainer
         if self.entry.loaded is not None:
             metrics = self.entry.loaded.get("metrics", {})
@@ -148,6 +157,29 @@ class Fit(Listener):
             self.report(logging.INFO, message)
             trainer.should_stop = True
 
+    def _start_reuse(self) -> None:
+        """Let the steps of the module be made with what is known of their batches."""
+        if (prefix := self.entry.prefix) is None or self._reuses:
+            return
+        self._reuses = True  # a search for a learning rate or a batch size starts training too
+        module, trainer = self.entry.module, self.trainer
+
+        def validation_step(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            run = step if trainer.sanity_checking else partial(prefix.validate, step)
+            return run(*args, **kwargs)
+
+        def on_after_backward(hook: Callable[[], None]) -> None:
+            hook()
+            prefix.after_backward()
+
+        if not module.automatic_optimization:
+            prefix.leave_out("train", "the module optimizes manually")
+        steps: dict[str, Callable[..., Any]] = {"validation_step": validation_step}
+        if prefix.reuses("train"):
+            steps |= {"training_step": prefix.train, "on_after_backward": on_after_backward}
+        self._reuse.callback(prefix.close)
+        self._reuse.enter_context(answered(module, steps))
+
     def _catch_up(self, loaded: Mapping[str, Any]) -> None:
         """Let early stopping and the best checkpoint meet a validation that a run was interrupted right after.
 
@@ -172,6 +204,8 @@ class Fit(Listener):
 
     def note_validation(self) -> None:
         """Note that the present weights have been validated."""
+        if self.entry.prefix is not None:
+            self.entry.prefix.epoch_end("validation")
         self._validated_step = self.trainer.global_step
 
     def start_epoch(self) -> None:
@@ -227,6 +261,8 @@ class Fit(Listener):
         self._epoch_begun = False
         # In the epoch in which a run is resumed Lightning does not step schedulers that wait for a metric.
         self._owes_plateau_step = self.trainer.fit_loop.restarting
+        if self.entry.prefix is not None:
+            self.entry.prefix.epoch_end("train")
         self.entry.gradients.epoch_end(whole=not self.trainer.fit_loop.restarting)
         if self.session.phases_remaining == 0:
             self._stop(self._limit_reached(self.trainer.current_epoch + 1))
@@ -310,27 +346,9 @@ class Fit(Listener):
             self.session.enter(phase, Moment(self.trainer.current_epoch, self.trainer.global_step), reason)
 
     def restore_best(self) -> None:
-        """Load the best checkpoint so far, if there is one."""
+        """Return to the best state so far, if there is one."""
         self.entry.gradients.judge()  # before what it judges is changed
-        checkpoint = self.wiring.checkpoint
-        if checkpoint is not None:
-            checkpoint.best_model_path = self.adapter.from_rank_zero(checkpoint.best_model_path)
-        if checkpoint is None or not checkpoint.best_model_path:
-            message = "No checkpoint has been saved yet: the next phase starts from present weights."
-            self.report(logging.INFO, message)
-            return
-
-        def load(path: str) -> None:
-            self.adapter.restore(path, self.session, self.owner.state_key)
-
-        with as_misconfiguration():
-            restored = restore_best(checkpoint, load, self.entry.ranks, self.report)
-        if not restored and not self._told_of_no_score:
-            self._told_of_no_score = True
-            message = (
-                f"No checkpoint has a finite {checkpoint.monitor!r}: phases start from present weights until one has."
-            )
-            self.report(logging.WARNING, message)
+        self.best.restore()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the progress that a resumed run continues from."""
@@ -390,10 +408,8 @@ class Fit(Listener):
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Hold what a best checkpoint of an earlier phase may leave out."""
-        checkpoint = self.wiring.checkpoint
-        late = self.trainer.strategy.restore_checkpoint_after_setup
-        if self.entry.carried_on and self.owner.restore_best and not late and checkpoint and checkpoint.best_model_path:
-            self.session.hold(thawed)
+        self.frozen.begin()
+        self.best.before_thaw(thawed)
 
     def after_thaw(self) -> None:
         """Let strategy and trainer follow; replicas are compared after the next step."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from os import PathLike
 from typing import Any
+
+import torch
 
 from ._checks import level_of
 from ._entry import NOT_BEGUN
@@ -18,6 +21,7 @@ from ._lightning import (
     MisconfigurationException,
     Trainer,
     TrainerFn,
+    around_loads,
     has_left,
     is_search_checkpoint,
     needs_no_optimizers,
@@ -25,14 +29,17 @@ from ._lightning import (
     remembered,
 )
 from ._plan import plan_of
+from ._restoring import filled
 from ._resuming import refuse_damaged
 from ._trainer import adapted, as_misconfiguration
 from .callbacks.files import complete_checkpoints
 from .callbacks.saved_states import RESTORE
 from .callbacks.wiring import Wiring, wire
 from .core.gradients import Judgement
+from .core.prefix.accounts import PrefixAccount
 from .core.schedule.files import ScheduleImplMixin
 from .core.schedule.schedule import ScheduleSource
+from .core.settings import FrozenPrefixMode
 from .core.thaw import FrozenModulesMode
 from .core.translation import translate
 from .errors import in_file
@@ -112,6 +119,10 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         log_dir: str | PathLike[str] | None = None,
         frozen_modules_mode: FrozenModulesMode = "train",
         intra_epoch_transitions: bool = False,
+        frozen_prefix: FrozenPrefixMode = "off",
+        prefix_budget: int | None = None,
+        prefix_dir: str | PathLike[str] | None = None,
+        prefix_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self._given: dict[str, Any] = {}
@@ -133,6 +144,10 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         self.frozen_bn_track_running_stats = frozen_bn_track_running_stats
         self.frozen_modules_mode: FrozenModulesMode = frozen_modules_mode
         self.intra_epoch_transitions = intra_epoch_transitions
+        self.frozen_prefix: FrozenPrefixMode = frozen_prefix
+        self.prefix_budget = prefix_budget
+        self.prefix_dir = prefix_dir
+        self.prefix_dtype = prefix_dtype
         self.log_dir = log_dir
         self._wiring = Wiring()
         self._adapted = ExitStack()  # what is lent before a fit, or for a validation, test or prediction
@@ -185,6 +200,12 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
             MisconfigurationException: With everything that is wrong, as before a fit.
         """
         return plan_of(self, self._given, trainer, model, datamodule)
+
+    @property
+    def prefix_accounts(self) -> Sequence[PrefixAccount]:
+        """What frozen-prefix reuse has done, phase by phase; see :class:`.PrefixAccount`."""
+        prefix = self._fit.entry.prefix if self._fit is not None and self._fit.entry.begun else None
+        return () if prefix is None else prefix.accounts
 
     def should_transition(self, trainer: Trainer) -> bool:
         """Tell whether the next phase is due. Called at the start of each epoch and, if need be, of each batch.
@@ -263,6 +284,8 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
                 adapter = adapted(self, trainer, pl_module, self._adapted)
                 with as_misconfiguration():
                     adapter.connect(self)
+            whole = around_loads(trainer.strategy, lambda: None, partial(filled, pl_module))
+            self._adapted.enter_context(whole)
             return
         self._adapted.close()
         earlier = self._earlier_fit(trainer, pl_module)
@@ -270,11 +293,14 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         if (level := level_of(self.logging_level)) is not None:  # else it is among the problems
             log.setLevel(level)
         self._files.enter_context(complete_checkpoints(trainer.strategy))
-        self._fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
+        self._fit = fit = Fit(self, dict(self._given), trainer, pl_module, self._wiring, continued)
+        if earlier is not None:
+            fit.frozen.go_on_from(earlier.frozen)
+        self._files.enter_context(around_loads(trainer.strategy, fit.frozen.begin, fit.frozen.fill_in))
         with as_misconfiguration():
-            self._fit.adapter.connect(self)
-            self._fit.adapter.on_before_init_fts()
-        self._fit.entry.given.update(self._given)
+            fit.adapter.connect(self)
+            fit.adapter.on_before_init_fts()
+        fit.entry.given.update(self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set module modes; give a resumed run its metrics back; end it at once if it had ended before."""

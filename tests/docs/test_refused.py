@@ -26,6 +26,7 @@ from torch.optim import LBFGS, SGD, Muon, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint, Phase, Schedule
+from finetuning_scheduler._checks import slim_problems
 from finetuning_scheduler.strategy_adapters.limits import averaged_weights, stateless_optimizers
 from finetuning_scheduler.strategy_adapters.registry import untested_strategy
 from tests.docs import pages, running
@@ -209,9 +210,17 @@ def averages_of_shards() -> str:
     return str(problem)
 
 
+def slim_checkpoints_of_shards() -> str:
+    saving = FTSCheckpoint(monitor="val_loss", save_frozen_weights=False)
+    trainer: Any = SimpleNamespace(callbacks=[saving], strategy=FSDPStrategy.__new__(FSDPStrategy))
+    (problem,) = slim_problems(trainer)
+    return str(problem)
+
+
 OTHERS: dict[str, Callable[[], str | None]] = {  # what takes several devices, packages or processes to meet
     "`lightning` and `pytorch_lightning`": two_packages,
     "`WeightAveraging` with": averages_of_shards,
+    "`save_frozen_weights=False`": slim_checkpoints_of_shards,
     "DeepSpeed": lambda: untested_strategy(DeepSpeedStrategy.__new__(DeepSpeedStrategy)),
     "SGD without momentum": without_state,
 }

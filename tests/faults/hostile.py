@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from tests.reference.history import snapshot
 from tests.reference.networks import HEAD, SECOND, THIRD
 from tests.reference.recipe import PhaseSpec, Recipe, momentum_sgd
 
@@ -167,3 +168,20 @@ FORMS: dict[str, Callable[[Runs, dict[str, Any], Path], None]] = {
         before_the_first_pickle,
     )
 }
+
+
+class AtFirstBatch(Callback):
+    """The weights at the first batch of each epoch, when transitions are over; and what is best by then."""
+
+    def __init__(self) -> None:
+        self.weights: dict[int, dict[str, torch.Tensor]] = {}
+        self.best: dict[int, str] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.weights[trainer.current_epoch] = snapshot(pl_module)
+            self.best[trainer.current_epoch] = Path(trainer.checkpoint_callback.best_model_path).name
+
+
+def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

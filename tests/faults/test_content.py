@@ -17,12 +17,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from finetuning_scheduler import FTSEarlyStopping
 from finetuning_scheduler.core.fingerprints import fingerprint
-from tests.reference.history import snapshot
 from tests.reference.networks import HEAD, THIRD
 from tests.reference.recipe import PhaseSpec, Recipe
 from tests.reference.toys import Session
 
-from .hostile import EPOCHS, ONE_TRANSITION, Meddle
+from .hostile import EPOCHS, ONE_TRANSITION, AtFirstBatch, Meddle, alike
 
 pytestmark = pytest.mark.quick
 LATER = replace(EPOCHS, phases=(PhaseSpec(HEAD, max_epoch=3), PhaseSpec(THIRD, lr=0.05)), epochs=4)
@@ -61,23 +60,6 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "empty": empty,
     "another file": put_another_there,
 }
-
-
-class AtFirstBatch(Callback):
-    """The weights at the first batch of each epoch, when transitions are over; and what is best by then."""
-
-    def __init__(self) -> None:
-        self.weights: dict[int, dict[str, torch.Tensor]] = {}
-        self.best: dict[int, str] = {}
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
-            self.weights[trainer.current_epoch] = snapshot(pl_module)
-            self.best[trainer.current_epoch] = Path(trainer.checkpoint_callback.best_model_path).name
-
-
-def alike(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())

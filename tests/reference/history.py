@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 
@@ -39,7 +40,12 @@ class History:
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    state = module.state_dict().items()
+    return {
+        name: value.detach().clone()
+        for name, value in state
+        if isinstance(value, Tensor) and not isinstance(value, UninitializedParameter)
+    }
 
 
 def group_names(module: nn.Module, optimizer: Optimizer) -> tuple[tuple[str, ...], ...]:

@@ -19,6 +19,7 @@ from .callbacks import (
 )
 from .hooks import (
     after_configure_model,
+    around_loads,
     around_setup,
     has_left,
     is_search_checkpoint,
@@ -53,16 +54,19 @@ from .package import (
     pl,
 )
 from .planning import attached, optimizers_of, sample_batch
+from .steps import answered, without_logging
 from .training import (
     begins_epoch_again,
     datamodule_of,
     goes_on_in_epoch,
     holds_weights,
+    hooks_ask_for_weights,
     install_lr_scheduler,
     install_optimizer,
     installer,
     load_model_and_precision,
     loaded_optimizer_state,
+    loads_in_its_own_way,
     optimizer_states,
     rebuild_ddp,
     saves_sharded_checkpoints,
@@ -97,6 +101,8 @@ __all__ = [
     "TrainerFn",
     "WeightAveraging",
     "after_configure_model",
+    "answered",
+    "around_loads",
     "around_setup",
     "at_end_of_epoch",
     "attached",
@@ -109,6 +115,7 @@ __all__ = [
     "goes_on_in_epoch",
     "has_left",
     "holds_weights",
+    "hooks_ask_for_weights",
     "install_lr_scheduler",
     "install_optimizer",
     "installer",
@@ -118,6 +125,7 @@ __all__ = [
     "load_model_and_precision",
     "loaded_optimizer_state",
     "loading_with",
+    "loads_in_its_own_way",
     "move_back",
     "move_first",
     "needs_no_optimizers",
@@ -136,4 +144,5 @@ __all__ = [
     "step_plateau_schedulers",
     "strategy_flags",
     "validation_metrics",
+    "without_logging",
 ]

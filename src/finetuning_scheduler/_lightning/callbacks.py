@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
+from .hooks import noted_saves
 from .package import (
     Callback,
     EarlyStopping,
@@ -130,6 +132,13 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
     def after_save(self, trainer: Trainer, filepath: str) -> None:
         """Called by every rank when a checkpoint has been written, before another is removed for it."""
 
+    def to_write(self, trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Tell, on every rank, what of a checkpoint is written; the given one stays."""
+        return checkpoint
+
+    def on_written(self, trainer: Trainer, filepath: str, checkpoint: dict[str, Any]) -> None:
+        """Called by every rank after :meth:`after_save` with the whole checkpoint, whose tensors are the model's."""
+
     def note_saved(self, step: int | None) -> None:
         """Save no more at this optimizer step, if there is one."""
         if step is not None:
@@ -137,8 +146,11 @@ class NotifyingModelCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         self.before_save(filepath)
-        super()._save_checkpoint(trainer, filepath)
+        with noted_saves(trainer.strategy, partial(self.to_write, trainer)) as written:
+            super()._save_checkpoint(trainer, filepath)
         self.after_save(trainer, filepath)
+        if (checkpoint := written.get(str(filepath))) is not None:
+            self.on_written(trainer, filepath, checkpoint)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
         self._last_follows = bool(self.save_last)

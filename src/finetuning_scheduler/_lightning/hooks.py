@@ -53,6 +53,38 @@ def around_setup(
         yield
 
 
+@contextmanager
+def around_loads(
+    strategy: Strategy, before: Callable[[], None], after: Callable[[dict[str, Any], object], None]
+) -> Iterator[None]:
+    """Have functions called before a checkpoint is loaded, and with its content and path before that is used."""
+    usual = strategy.load_checkpoint
+
+    def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        before()
+        checkpoint = usual(checkpoint_path, weights_only)
+        after(checkpoint, checkpoint_path)
+        return checkpoint
+
+    with _replaced(strategy, "load_checkpoint", load_checkpoint):
+        yield
+
+
+@contextmanager
+def noted_saves(
+    strategy: Strategy, written: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield what is going to be saved in this block, by path; ``written`` tells what of it is written."""
+    usual, noted = strategy.save_checkpoint, {}
+
+    def save_checkpoint(checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        usual(written(checkpoint), filepath, storage_options)
+        noted[str(filepath)] = checkpoint
+
+    with _replaced(strategy, "save_checkpoint", save_checkpoint):
+        yield noted
+
+
 def needs_no_optimizers(module: LightningModule) -> AbstractContextManager[None]:
     """Let Lightning's check of a module pass one without ``configure_optimizers`` for as long as this lasts."""
     return _replaced(module, "configure_optimizers", lambda: None)

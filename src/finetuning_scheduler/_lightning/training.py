@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -23,26 +24,54 @@ from .package import (
     LRSchedulerConfig,
     ModelCheckpoint,
     ModelParallelStrategy,
+    Strategy,
     StrategyRegistry,
     Trainer,
 )
 
 
-def load_model_and_precision(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+def load_model_and_precision(
+    trainer: Trainer, checkpoint: Mapping[str, Any], load: Callable[[], None] | None = None
+) -> None:
     """Load a checkpoint's weights, precision state and datamodule state; of the callbacks, those that keep weights.
 
     The connector's methods run the module's and the precision plugin's own hooks, as at the start of a fit.
+
+    Args:
+        trainer: The trainer.
+        checkpoint: What it loads.
+        load: Loads the weights instead, if no hook asks for them.
     """
     connector = trainer._checkpoint_connector
     previous = connector._loaded_checkpoint
     connector._loaded_checkpoint = dict(checkpoint)
     try:
         connector.restore_datamodule()
-        connector.restore_model()
+        connector.restore_model() if load is None else load()
         _return_keepers_of_weights(trainer, connector._loaded_checkpoint)
         connector.restore_precision_plugin_state()
     finally:
         connector._loaded_checkpoint = previous
+
+
+def hooks_ask_for_weights(trainer: Trainer) -> bool:
+    """Whether code of the user's has its say when weights are loaded: then it needs all of them, as they were saved."""
+    module, plugin = trainer.lightning_module, trainer.precision_plugin
+    kinds = [type(callback) for callback in callbacks_of(trainer) if not _is_known(callback)]
+    return (
+        type(module).on_load_checkpoint is not LightningModule.on_load_checkpoint
+        or type(module).load_state_dict is not nn.Module.load_state_dict
+        or any(name in vars(module) for name in ("on_load_checkpoint", "load_state_dict"))
+        or type(plugin).on_load_checkpoint is not LightningModule.on_load_checkpoint  # one base class of both
+        or any(kind.on_load_checkpoint is not Callback.on_load_checkpoint for kind in kinds)
+    )
+
+
+def loads_in_its_own_way(strategy: Strategy) -> bool:
+    """Whether a strategy has a way of its own to load the weights or the optimizer's state."""
+    names = ("load_model_state_dict", "load_optimizer_state_dict", "lightning_module_state_dict")
+    kind = type(strategy)
+    return any(getattr(kind, name) is not getattr(Strategy, name) for name in names)
 
 
 def datamodule_of(trainer: Trainer) -> LightningDataModule | None:
@@ -73,10 +102,15 @@ def _return_keepers_of_weights(trainer: Trainer, checkpoint: dict[str, Any]) -> 
 
 def _keeps_weights(callback: Callback, trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:
     """Whether a callback has put weights into its state in a checkpoint, or puts them into what is saved."""
-    if isinstance(callback, (AttachableCallback, EarlyStopping, ModelCheckpoint)):
+    if _is_known(callback):
         return False
     state = checkpoint["callbacks"].get(callback.state_key)
     return holds_weights(state, trainer) or _writes_weights(callback, trainer, checkpoint)
+
+
+def _is_known(callback: Callback) -> bool:
+    """Whether a callback is of a kind that keeps no weights."""
+    return isinstance(callback, (AttachableCallback, EarlyStopping, ModelCheckpoint))
 
 
 def _writes_weights(callback: Callback, trainer: Trainer, checkpoint: Mapping[str, Any]) -> bool:

@@ -30,7 +30,11 @@ class Choice:
 
 
 def restore_best(
-    saving: FTSCheckpoint, load: Callable[[str], None], ranks: Ranks, report: Callable[[int, str], None]
+    saving: FTSCheckpoint,
+    load: Callable[[str], None],
+    ranks: Ranks,
+    report: Callable[[int, str], None],
+    held: str | None = None,
 ) -> bool:
     """Restore the best checkpoint that still holds what was written; return whether there is one.
 
@@ -39,11 +43,12 @@ def restore_best(
         load: Loads a path's checkpoint.
         ranks: The processes, all of which call this.
         report: Where messages go.
+        held: The checkpoint whose content rank zero has in memory: it is not read to be known again.
 
     Raises:
         CheckpointError: The best file is gone, none is as it was written, or one that is cannot be loaded.
     """
-    choice = ranks.from_zero(lambda: choose(saving))
+    choice = ranks.from_zero(lambda: choose(saving, held))
     if choice.changed:
         saving.drop(choice.changed)
         report(logging.WARNING, f"{_changed(choice.changed)}: the next best, {choice.path}, is restored instead.")
@@ -66,13 +71,19 @@ def restore_best(
     return True
 
 
-def choose(saving: FTSCheckpoint) -> Choice:
+def choose(saving: FTSCheckpoint, held: str | None = None) -> Choice:
     """Find the best checkpoint that holds what was written; the files alone are looked at.
+
+    Args:
+        saving: Knows the paths and contents of the kept checkpoints.
+        held: One whose content is in memory. Of it the file system's word is enough that nothing has changed.
 
     Raises:
         CheckpointError: The best file is gone, or none is as it was written.
     """
     best = saving.best_model_path
+    if best == held and saving.best_is_finite and saving.seems_untouched(best):
+        return Choice(best, ())
     if not is_remote(best) and not Path(best).exists():
         raise _unusable(saving, best, "is gone")
     changed: list[str] = []

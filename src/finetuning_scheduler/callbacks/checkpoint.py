@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from .._lightning import NotifyingModelCheckpoint, Trainer, forget_checkpoints, is_search_checkpoint
 from ..core.fingerprints import fingerprint
-from .files import copied_beside, is_remote, writes_later
+from .files import Mark, copied_beside, is_remote, mark_of, writes_later
 from .phase_holder import PhaseHolder
 from .saved_states import SavedFile
 
@@ -19,7 +19,15 @@ log = logging.getLogger("finetuning_scheduler")
 
 
 class FTSCheckpoint(NotifyingModelCheckpoint):
-    """``ModelCheckpoint`` for a fine-tuning schedule; it takes the same arguments.
+    """``ModelCheckpoint`` for a fine-tuning schedule; it takes the same arguments, and one more.
+
+    Args:
+        arguments: Those of ``ModelCheckpoint``.
+        save_frozen_weights: Whether parameters that no phase has thawed yet are saved. Without them a file is smaller;
+            whoever loads it has to make the model as the one was that was trained, which is verified by a hash. They
+            are filled in when a trainer that has a ``FinetuningScheduler`` loads the file; elsewhere use
+            ``finetuning_scheduler.load_from_checkpoint``, or make the file whole with ``merge_checkpoint``.
+        options: Those of ``ModelCheckpoint``.
 
     Attributes:
         current_ckpt_depth: Phase in which the newest checkpoint was written.
@@ -34,6 +42,14 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
     _files: dict[str, SavedFile] = {}  # noqa: RUF012 - replaced, never changed
     _verifies = False
     _told_of_unverified = False
+    _mark: tuple[str, Mark | None] = ("", None)  # of the best checkpoint that has been written last
+    _keep: Callable[[str, dict[str, Any]], None] | None = None
+    _slim: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    save_frozen_weights = True
+
+    def __init__(self, *arguments: Any, save_frozen_weights: bool = True, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.save_frozen_weights = save_frozen_weights
 
     def begin(self, scheduler: PhaseHolder, trainer: Trainer, *, verifies: bool = True) -> None:
         """Attach the scheduler.
@@ -48,9 +64,17 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
         self._verifies = verifies
         self._told_of_unverified = False
 
+    def give_best_to(self, keep: Callable[[str, dict[str, Any]], None]) -> None:
+        """Have a function called, on every rank, with each best checkpoint that has been written, and its path."""
+        self._keep = keep
+
+    def leave_out_by(self, slim: Callable[[dict[str, Any]], dict[str, Any]] | None) -> None:
+        """Have a function leave frozen weights out of what rank zero writes, if they are not to be saved."""
+        self._slim = slim
+
     def let_go(self) -> None:
         """Act as ``ModelCheckpoint`` again."""
-        self._scheduler = self._trainer = None
+        self._scheduler = self._trainer = self._keep = None
 
     def forget(self) -> None:
         """Forget the checkpoints of an earlier fit."""
@@ -81,6 +105,19 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
         if filepath in kept:
             content = trainer.strategy.broadcast(self._content(trainer, filepath))
             self._files = {**self._files, filepath: SavedFile(phase=self.current_ckpt_depth, fingerprint=content)}
+        if filepath == self.best_model_path:
+            self._mark = (filepath, mark_of(filepath))
+
+    def to_write(self, trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Leave out frozen weights, if they are not to be saved."""
+        if self.save_frozen_weights or self._slim is None or not trainer.is_global_zero:
+            return checkpoint
+        return self._slim(checkpoint)
+
+    def on_written(self, trainer: Trainer, filepath: str, checkpoint: dict[str, Any]) -> None:
+        """Give the best checkpoint on."""
+        if self._keep is not None and filepath == self.best_model_path:
+            self._keep(filepath, checkpoint)
 
     def ranked_paths(self) -> list[str]:
         """List the paths of the kept checkpoints whose score is a finite number, best first."""
@@ -103,6 +140,11 @@ class FTSCheckpoint(NotifyingModelCheckpoint):
             return fingerprint(Path(path)) == known.fingerprint
         except OSError:
             return False
+
+    def seems_untouched(self, path: str) -> bool:
+        """Whether the file system tells of no change since a checkpoint was written, as far as it tells anything."""
+        marked, mark = self._mark
+        return marked == path and mark in (None, mark_of(path))
 
     def drop(self, paths: Collection[str]) -> None:
         """Forget checkpoints that cannot be used; the next best is the best then, if there is one."""

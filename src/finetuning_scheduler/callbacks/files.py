@@ -20,6 +20,20 @@ def is_remote(path: object) -> bool:
     return "://" in str(path)
 
 
+Mark = tuple[int, ...]
+
+
+def mark_of(path: str) -> Mark | None:
+    """Tell by what the file system knows a local file; ``None`` if there is none."""
+    if is_remote(path):
+        return None
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 class CompleteCheckpointIO(TorchCheckpointIO):
     """Lightning's own way to files, but that a local one is complete or absent, whatever happens in between.
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .monitor import Monitor, Patience
     from .optim.param_groups import PlannedGroup
     from .plan import PhaseState, Plan
+    from .prefix.accounts import PrefixAccount
+    from .prefix.reuse import FrozenPrefix
     from .prepare import Prepared, prepare, read, resolve
     from .ranks import OneProcess, Ranks
     from .schedule import (
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Decision": "transitions",
     "FrozenModulePolicy": "thaw",
+    "FrozenPrefix": "prefix.reuse",
     "GradientWatch": "gradients",
     "Judgement": "gradients",
     "LRSchedulerSpec": "schedule.model",
@@ -52,6 +55,7 @@ _HOMES = {
     "PhaseState": "plan",
     "Plan": "plan",
     "PlannedGroup": "optim.param_groups",
+    "PrefixAccount": "prefix.accounts",
     "Prepared": "prepare",
     "Progress": "transitions",
     "Ranks": "ranks",
@@ -75,6 +79,7 @@ _HOMES = {
 __all__ = [
     "Decision",
     "FrozenModulePolicy",
+    "FrozenPrefix",
     "GradientWatch",
     "Judgement",
     "LRSchedulerSpec",
@@ -90,6 +95,7 @@ __all__ = [
     "PhaseState",
     "Plan",
     "PlannedGroup",
+    "PrefixAccount",
     "Prepared",
     "Progress",
     "Ranks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from .optim.param_groups import mesh_of
 
 # Tensors of one size are read as integers, whose sums are exact: a sum of floats hides what rounding takes away.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_SMALL = 1 << 16  # values of a tensor that is read together with others of its shape
+_BATCH = 1 << 20  # values that are read together
 
 
 @dataclass(frozen=True)
@@ -22,29 +24,88 @@ class Checksums:
     """Checksums of parameters at one moment. They stay on the parameters' devices, so that nothing waits for these.
 
     Tensors of a kind whose values cannot be read as they are, such as quantised ones, have none.
+
+    Attributes:
+        batches: Names, and the checksums of these in one tensor.
     """
 
-    values: Mapping[str, torch.Tensor]
+    batches: Sequence[tuple[Sequence[str], torch.Tensor]]
 
     @classmethod
     @torch.no_grad()
     def of(cls, parameters: Mapping[str, nn.Parameter]) -> Checksums:
         """Read the parameters once."""
-        local = {name: _local(parameter) for name, parameter in parameters.items()}
-        return cls({name: _checksum(tensor) for name, tensor in local.items() if tensor is not None})
+        small: dict[Any, dict[str, torch.Tensor]] = defaultdict(dict)
+        batches: list[tuple[Sequence[str], torch.Tensor]] = []
+        for name, parameter in parameters.items():
+            if (tensor := _local(parameter)) is None:
+                continue
+            if tensor.numel() <= _SMALL:
+                small[tensor.shape, tensor.dtype, tensor.device][name] = tensor
+            else:
+                batches.append(((name,), _checksums(tensor.unsqueeze(0))))
+        for alike in small.values():
+            names, tensors = list(alike), list(alike.values())
+            size = max(1, _BATCH // max(1, tensors[0].numel()))
+            for first in range(0, len(names), size):
+                part = slice(first, first + size)
+                batches.append((names[part], _checksums(torch.stack(tensors[part]))))
+        return cls(batches)
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the parameters that have a checksum."""
+        return {name for names, _ in self.batches for name in names}
+
+    def only(self, chosen: Collection[str]) -> Checksums:
+        """Keep the checksums of some parameters."""
+        kept = []
+        for names, values in self.batches:
+            if places := [place for place, name in enumerate(names) if name in chosen]:
+                kept.append(([names[place] for place in places], values[places]))
+        return Checksums(kept)
 
     def changed(self, later: Checksums) -> set[str]:
-        """Name the parameters that differ at a later moment; waits for each device once."""
-        by_device: dict[torch.device, list[str]] = defaultdict(list)
-        for name, value in self.values.items():
-            if name in later.values:
-                by_device[value.device].append(name)
-        changed: set[str] = set()
-        for device, names in by_device.items():
-            before = torch.stack([self.values[name] for name in names])
-            after = torch.stack([later.values[name].to(device) for name in names])
-            changed.update(name for name, differs in zip(names, (before != after).tolist(), strict=True) if differs)
-        return changed
+        """Name the parameters that differ at a later moment; waits for the devices."""
+        before, after = self._numbers(), later._numbers()
+        return {name for name, number in before.items() if name in after and after[name] != number}
+
+    def _numbers(self) -> dict[str, int]:
+        """Fetch the checksums."""
+        by_device: dict[torch.device, list[tuple[Sequence[str], torch.Tensor]]] = defaultdict(list)
+        for names, values in self.batches:
+            by_device[values.device].append((names, values))
+        numbers: dict[str, int] = {}
+        for batches in by_device.values():
+            names = [name for named, _ in batches for name in named]
+            numbers.update(zip(names, torch.cat([values for _, values in batches]).tolist(), strict=True))
+        return numbers
+
+
+class Resting:
+    """Tells frozen parameters that rest from those that move without the optimizer, as mean teachers do.
+
+    Attributes:
+        moving: The names of those that are known to move.
+    """
+
+    def __init__(self) -> None:
+        self.moving: set[str] = set()
+        self._begun: Checksums | None = None
+
+    def begin(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Note the values of parameters that may rest from now on."""
+        self._begun = Checksums.of(parameters)
+
+    def of(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """Choose those that are frozen and not known to move."""
+        return {name: each for name, each in parameters.items() if not each.requires_grad and name not in self.moving}
+
+    def moved(self, parameters: Mapping[str, nn.Parameter]) -> set[str]:
+        """Find those that are frozen, have other values than at the beginning, and were not known to move."""
+        found = set() if self._begun is None else self._begun.changed(Checksums.of(self.of(parameters)))
+        self.moving |= found
+        return found
 
 
 def _local(parameter: nn.Parameter) -> torch.Tensor | None:
@@ -58,9 +119,19 @@ def _local(parameter: nn.Parameter) -> torch.Tensor | None:
     return tensor if readable and (tensor.is_complex() or tensor.element_size() in _INTEGERS) else None
 
 
-def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """Add up the bits of a tensor's values, its rows weighted by their place: rows that change places count too."""
-    numbers = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    bits = numbers.view(_INTEGERS[numbers.element_size()])
-    rows = bits.flatten(1).sum(dim=1, dtype=torch.int64) if bits.dim() > 1 else bits.to(torch.int64)
-    return (rows.flatten() * torch.arange(1, rows.numel() + 1, device=rows.device)).sum()
+def _checksums(tensors: torch.Tensor) -> torch.Tensor:
+    """Add up the bits of each tensor of a batch, its rows weighted by their place: those that change places count."""
+    numbers = torch.view_as_real(tensors) if tensors.is_complex() else tensors
+    if numbers.dim() < 3:  # a tensor of one dimension is a column
+        bits = numbers.reshape(len(numbers), -1).contiguous().view(_INTEGERS[numbers.element_size()])
+        rows = bits.to(torch.int64)
+    else:
+        lines = numbers.reshape(len(numbers), numbers.shape[1], -1).contiguous()
+        rows = lines.view(_widest(lines)).sum(dim=2, dtype=torch.int64)
+    return (rows * torch.arange(1, rows.shape[1] + 1, device=rows.device)).sum(dim=1)
+
+
+def _widest(lines: torch.Tensor) -> torch.dtype:
+    """Choose the integers that a line's values are read as, many at a time: of eight bytes, where they fill a line."""
+    size = lines.element_size()
+    return torch.int64 if lines.shape[2] * size % 8 == 0 else _INTEGERS[size]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
+
+from torch import Tensor
 
 _PIECE = 1 << 23  # bytes that a thread hashes at a time
 _THREADS = 4
@@ -33,6 +37,22 @@ def _digest(file: Path, begin: int) -> bytes:
     with file.open("rb") as opened:
         opened.seek(begin)
         return hashlib.blake2b(opened.read(_PIECE)).digest()
+
+
+def tensor_fingerprint(tensor: Tensor) -> str:
+    """Return a hash of a plain tensor's type, shape and values."""
+    values = tensor.detach().cpu().contiguous()
+    size = values.numel() * values.element_size()
+    content = hashlib.blake2b(f"{values.dtype}\0{tuple(values.shape)}\0".encode(), digest_size=16)
+    if size:
+        content.update(memoryview((ctypes.c_char * size).from_address(values.data_ptr())))
+    return content.hexdigest()
+
+
+def tensor_fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the hash of each of several tensors."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(tensors, pool.map(tensor_fingerprint, tensors.values()), strict=True))
 
 
 def damaged_parts(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class StandIn:
 
 
 @contextmanager
-def stand_ins(file: Path) -> Iterator[Sequence[str]]:
+def stand_ins(file: Path | BytesIO) -> Iterator[Sequence[str]]:
     """Let ``torch.load(file, weights_only=True)`` read a file with foreign objects; yield what these are called.
 
     Classes that the program has allowed by ``torch.serialization.add_safe_globals`` are read as they are.
@@ -64,9 +65,9 @@ def foreign_places(value: object, place: str) -> Iterator[tuple[str, str]]:
             waiting += [(place, inner) for inner in item]
 
 
-def _foreign_names(file: Path) -> list[str]:
+def _foreign_names(file: Path | BytesIO) -> list[str]:
     try:
-        return sorted(get_unsafe_globals_in_checkpoint(str(file)))
+        return sorted(get_unsafe_globals_in_checkpoint(str(file) if isinstance(file, Path) else file))
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError):
         return []  # it is no file of this format: loading it tells what is wrong
 

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -20,11 +21,12 @@ from .gradients import GradientWatch
 from .monitor import Mode, Monitor, Patience, mode_problems
 from .optim.build import SchedulerSettings
 from .plan import Plan
+from .prefix.reuse import FrozenPrefix
 from .prepare import prepare
 from .ranks import OneProcess, Ranks
 from .schedule.schedule import Schedule, ScheduleSource
 from .session import Report, Session
-from .settings import Settings
+from .settings import FrozenPrefixMode, Settings
 from .state import read_as
 from .steps import StepCounter, when_loaded
 from .thaw import FrozenModulesMode
@@ -58,6 +60,8 @@ class PhaseRunner:
 
     Attributes:
         gradients: Tells, in a warning and as values, which parameters were thawed and are not trained.
+        prefix: With ``frozen_prefix``: runs the steps of the loop, ``runner.prefix.train(step, batch)`` for
+            ``step(batch)``, and ``validate`` alike.
 
     Raises:
         ScheduleError: The schedule is malformed or does not fit the model, with everything that is wrong; model and
@@ -82,6 +86,10 @@ class PhaseRunner:
         apply_lambdas_new_pgs: bool = False,
         frozen_bn_track_running_stats: bool = True,
         frozen_modules_mode: FrozenModulesMode = "train",
+        frozen_prefix: FrozenPrefixMode = "off",
+        prefix_budget: int | None = None,
+        prefix_dir: str | PathLike[str] | None = None,
+        prefix_dtype: torch.dtype | None = None,
         on_thawed: Callable[[], None] | None = None,
         listeners: Iterable[Listener] = (),
         ranks: Ranks | None = None,
@@ -97,6 +105,10 @@ class PhaseRunner:
             apply_lambdas_new_pgs=apply_lambdas_new_pgs,
             frozen_bn_track_running_stats=frozen_bn_track_running_stats,
             frozen_modules_mode=frozen_modules_mode,
+            frozen_prefix=frozen_prefix,
+            prefix_budget=prefix_budget,
+            prefix_dir=prefix_dir,
+            prefix_dtype=prefix_dtype,
         )
         lr_schedulers = list(lr_schedulers)
         prepared = prepare(
@@ -127,7 +139,8 @@ class PhaseRunner:
         self._optimizer_is_loaded = True
         self._ranks = ranks or OneProcess()
         self.gradients = GradientWatch(self.session, ranks=self._ranks, report=report)
-        self.session.listeners.append(self.gradients)
+        self.prefix = FrozenPrefix(self.session, settings, ranks=ranks, report=report)
+        self.session.listeners += [self.gradients, self.prefix]
         self._epoch = self._step = 0
         self.session.begin()
 
@@ -204,6 +217,7 @@ class PhaseRunner:
         A call counts if the optimizer has made a step since the last one: one that a gradient scaler has left out does
         not, nor does one in the middle of an accumulation.
         """
+        self.prefix.after_backward()
         if (transition := self._go_on()) is not None:
             self._steps.taken()
             message = f"Phase {transition.left}, which had ended, has made a step too many: ask `finished` before."
@@ -225,6 +239,7 @@ class PhaseRunner:
         """
         self._go_on()
         self.gradients.epoch_end()
+        self.prefix.epoch_end()
         progress = self.session.progress
         entered_after_last_step = 0 < self._step == progress.entry_step and progress.entry_epoch == self._epoch
         self._epoch += 1
@@ -262,6 +277,7 @@ class PhaseRunner:
 
     def release_module_modes(self) -> None:
         """Put modules switched to eval mode back to train mode, and let paused statistics go on: training is over."""
+        self.prefix.close()
         self.session.modes.release()
 
     def state_dict(self) -> dict[str, Any]:

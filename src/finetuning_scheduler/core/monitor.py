@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import Problem
-from .checksums import Checksums
+from .checksums import Resting
 from .session import Session
 from .snapshot import Snapshot
 from .transitions import Listener
@@ -69,15 +69,14 @@ class Monitor(Listener):
         self.patience = patience
         self.keeps_best = keeps_best
         self.snapshot: Snapshot | None = None
-        self._frozen: Checksums | None = None  # when the present phase began
-        self._moving: set[str] = set()
+        self._resting = Resting()  # since the present phase began
 
     def observe(self, metric: float, session: Session) -> None:
         """Record the metric of a session's present state."""
         if self.patience.update(metric) and self.keeps_best:
-            self._moving |= self._moved(session)
+            self._resting.moved(session.parameters)
             optimizer, names = session.optimizer, session.group_names
-            self.snapshot = Snapshot.take(session.view, optimizer, names, moving=self._moving)
+            self.snapshot = Snapshot.take(session.view, optimizer, names, moving=self._resting.moving)
             session.progress.best_phase = session.phase
 
     def restore(self, session: Session) -> None:
@@ -93,24 +92,12 @@ class Monitor(Listener):
     def begin_phase(self, session: Session) -> None:
         """Note the values of what is frozen; to be called when a phase has been entered."""
         if self.keeps_best:
-            self._frozen = Checksums.of(self._frozen_parameters(session))
+            self._resting.begin(self._resting.of(session.parameters))
 
     def before_thaw(self, thawed: Mapping[str, nn.Parameter]) -> None:
         """Remember the values of parameters that the best state did not have to remember."""
         if self.snapshot is not None:
             self.snapshot.add(list(thawed.items()))
-
-    def _moved(self, session: Session) -> set[str]:
-        """Name the frozen parameters that have other values than when the phase began."""
-        if self._frozen is None:
-            return set()
-        frozen = self._frozen_parameters(session)
-        return self._frozen.changed(Checksums.of(frozen))
-
-    def _frozen_parameters(self, session: Session) -> dict[str, nn.Parameter]:
-        """Return what is frozen and not known to move."""
-        trained = session.parameters.items()
-        return {name: each for name, each in trained if not each.requires_grad and name not in self._moving}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and count, and the best state as tensors."""

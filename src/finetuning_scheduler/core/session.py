@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import CheckpointError, Problem, ScheduleError
 from .before import Before
+from .held import on_host
 from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, emptied, empty_optimizer
 from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates, put_labels
 from .optim.schedulers import reads_initial_lr, retarget
@@ -288,7 +289,13 @@ class Session:
         """Remember the values of parameters about to be thawed that a checkpoint of an earlier phase leaves out."""
         for name, parameter in thawed.items():
             if name not in self.saved_names:
-                self.frozen_values[name] = parameter.detach().clone()
+                self.frozen_values[name] = on_host(parameter)
+
+    def forget_frozen(self, saved: Collection[str]) -> None:
+        """Let go of such values, now that the best checkpoint has all parameters."""
+        if all(name in saved for name in self.view.tensors):
+            for name in self.trained_names:
+                self.frozen_values.pop(name, None)
 
     def left_out(self, saved: Collection[str], phase: int) -> dict[str, torch.Tensor]:
         """Find the values of thawed parameters that a checkpoint leaves out.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from os import PathLike
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from .._lightning import (
     AttachableCallback,
@@ -14,17 +15,22 @@ from .._lightning import (
     Strategy,
     Trainer,
     callbacks_of,
+    hooks_ask_for_weights,
     load_model_and_precision,
+    loads_in_its_own_way,
 )
+from ..core.held import WEIGHTS, Held, on_host
 from ..core.optim.states import state_by_name
 from ..core.optim.zero import forget_state
 from ..core.schedule.files import save_schedule
 from ..core.schedule.generate import generate
 from ..core.schedule.schedule import Schedule
 from ..core.session import Session
+from ..core.slim import fill_in, is_slim, names_of_keys
 from ..core.view import ModelView, plain_name
+from ..core.weights import ByName, loading_linearly
 from ..errors import Problem, ScheduleError
-from .plain import load_plain, saved_position
+from .plain import load_plain, saved_position, without_objects
 
 T = TypeVar("T")
 
@@ -184,21 +190,76 @@ class StrategyAdapter:
         """
         checkpoint = load_plain(self.trainer, path, state_key)
         progress = saved_position(checkpoint, path, state_key)
-        self._complete(checkpoint, session, progress["phase"])
-        load_model_and_precision(self.trainer, checkpoint)
+        self._complete(checkpoint, path, session, progress["phase"])
+        with loading_linearly(self.trainer.lightning_module):
+            load_model_and_precision(self.trainer, checkpoint)
+        self._load_optimizer_state(checkpoint, session, progress)
+
+    def why_from_disk(self) -> str | None:
+        """Say why :meth:`restore` is what restores a checkpoint, even if its content is in memory; ``None`` if not."""
+        strategy, kind = type(self.trainer.strategy).__name__, type(self)
+        if kind.restore is not StrategyAdapter.restore:
+            return f"with {strategy}, {kind.__name__} restores in its own way"
+        if self.trainer.strategy.restore_checkpoint_after_setup or loads_in_its_own_way(self.trainer.strategy):
+            return f"{strategy} loads in its own way"
+        return None
+
+    def restore_held(self, held: Held | None, path: str, session: Session, state_key: str) -> None:
+        """Do what :meth:`restore` does, with what is in memory of a checkpoint.
+
+        Args:
+            held: What is in memory on rank zero.
+            path: The checkpoint.
+            session: Executes the schedule.
+            state_key: Key of the scheduler's state.
+        """
+        trainer, held = self.trainer, self.spread(held)
+        thawed_since = session.left_out({plain_name(key) for key in held.changed} - held.frozen, held.phase)
+
+        def values_of(name: str) -> Tensor:
+            return thawed_since[name] if name in thawed_since else on_host(session.parameters[name])
+
+        added = {key: value for name, value in thawed_since.items() for key in held.keys_of(name)}
+        by_name = ByName(trainer.lightning_module, {**held.changed, **added})
+        checkpoint, foreign = held.read(values_of)
+        targets = None if checkpoint[WEIGHTS] or hooks_ask_for_weights(trainer) else by_name.targets()
+        if targets is None:
+            checkpoint[WEIGHTS] = held.all_weights(checkpoint, values_of)
+            checkpoint[WEIGHTS].update(added)
+        if foreign:
+            checkpoint = without_objects(trainer, path, checkpoint, state_key)
+        copy = None if targets is None else partial(by_name.copy, targets)
+        with loading_linearly(trainer.lightning_module):
+            load_model_and_precision(trainer, checkpoint, copy)
+        self._load_optimizer_state(checkpoint, session, saved_position(checkpoint, path, state_key))
+
+    def spread(self, held: Held | None) -> Held:
+        """Give every rank what rank zero holds."""
+        if held is None:
+            raise RuntimeError("expected rank zero to hold a checkpoint, got none")
+        return held
+
+    def _load_optimizer_state(
+        self, checkpoint: Mapping[str, Any], session: Session, progress: Mapping[str, Any]
+    ) -> None:
         states = state_by_name(checkpoint["optimizer_states"][0], progress["parameter_groups"])
         state = session.optimizer_state_from(states, progress["phase"])
         forget_state(session.optimizer)
         self.trainer.strategy.load_optimizer_state_dict({"optimizer_states": [state]})
 
-    def _complete(self, checkpoint: dict[str, Any], session: Session, phase: int) -> None:
-        """Add to a checkpoint's weights what it leaves out of those that have been thawed."""
-        weights = dict(checkpoint["state_dict"])
+    def _complete(self, checkpoint: dict[str, Any], path: str, session: Session, phase: int) -> None:
+        """Add to a checkpoint's weights what it leaves out."""
+        module = self.trainer.lightning_module
+        weights = dict(checkpoint[WEIGHTS])
         missing = session.left_out({plain_name(key) for key in weights}, phase)
-        if missing:
-            keys = {plain_name(key): key for key in self.trainer.lightning_module.state_dict()}
+        if is_slim(checkpoint):
+            names = names_of_keys(module, session.parameters).items()
+            known = {key: missing[name] for key, name in names if name in missing}
+            fill_in(checkpoint, module.state_dict(), path, known)
+        elif missing:
+            keys = {plain_name(key): key for key in module.state_dict()}
             weights.update({keys.get(name, name): value for name, value in missing.items()})
-            checkpoint["state_dict"] = weights
+            checkpoint[WEIGHTS] = weights
 
     def check_replicas(self, parameters: Iterable[nn.Parameter]) -> None:
         """Called after the first optimizer step of each phase with the trainable parameters.

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from torch import nn
 
 from .._lightning import LightningModule, rebuild_ddp
-from ..core.sharding.replicas import check_replicas
+from ..core.held import Held
+from ..core.sharding.replicas import check_replicas, held_from_rank_zero
 from ..core.view import ModelView
 from .base import StrategyAdapter
 
@@ -51,6 +52,10 @@ class DDPStrategyAdapter(StrategyAdapter):
             "LightningModule's steps?"
         )
         check_replicas(parameters, self.trainer.strategy.root_device, expected)
+
+    def spread(self, held: Held | None) -> Held:
+        """Send it, one tensor after the other."""
+        return held_from_rank_zero(held, self.trainer.strategy.root_device, self.from_rank_zero)
 
     def _return_lent(self) -> None:
         if self._lent is not None:

@@ -1,0 +1,7 @@
+"""Why a prefix is not reused."""
+
+from __future__ import annotations
+
+
+class Refused(Exception):  # noqa: N818 - no error of the user's: the run goes on without reuse
+    """Reuse is not possible here; the text says why. It never leaves the package."""
