@@ -31,8 +31,10 @@ print(runner.phase)
 """
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+def run(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -43,22 +45,29 @@ KEPT_OUT: dict[str, set[str]] = {
     "finetuning_scheduler.errors": {*LIGHTNING},
     "finetuning_scheduler.types": {*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics"},
     "finetuning_scheduler.core": {*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics"},
+    "finetuning_scheduler.core.loop": {*LIGHTNING, "rich", "typer", "matplotlib", "torchmetrics"},
 }
-LIST_LOADED = f"""
+OF_THE_COMMAND: dict[str, set[str]] = {
+    "finetuning_scheduler.cli.app": {*LIGHTNING, "pydantic", "ruamel", "rich.table", "torch", "transformers"},
+    "finetuning_scheduler.cli.tensor_files": {*LIGHTNING, "torch"},
+    "finetuning_scheduler.cli.findings": {*LIGHTNING, "torch"},
+}
+LIST_LOADED = """
 import importlib, json, sys
-loaded = {{}}
-for module in {list(KEPT_OUT)}:
+loaded = {}
+for module in sys.argv[1:]:
     importlib.import_module(module)
     loaded[module] = list(sys.modules)
 print(json.dumps(loaded))
 """
 
 
-def test_an_import_loads_nothing_heavier_than_it_needs() -> None:
-    loaded = json.loads(run(LIST_LOADED))
-    assert loaded.keys() == KEPT_OUT.keys()
-    too_heavy = {module: KEPT_OUT[module] & {*names} for module, names in loaded.items()}
-    assert too_heavy == {module: set() for module in KEPT_OUT}
+@pytest.mark.parametrize("kept_out", [KEPT_OUT, OF_THE_COMMAND], ids=["package", "command"])
+def test_an_import_loads_nothing_heavier_than_it_needs(kept_out: dict[str, set[str]]) -> None:
+    loaded = json.loads(run(LIST_LOADED, *kept_out))
+    assert loaded.keys() == kept_out.keys()
+    too_heavy = {module: kept_out[module] & {*names} for module, names in loaded.items()}
+    assert too_heavy == {module: set() for module in kept_out}
 
 
 def test_core_trains_and_public_names_resolve_where_lightning_cannot_be_imported() -> None:
@@ -95,6 +104,14 @@ def test_types_are_those_of_the_signatures() -> None:
     generation = typing.get_type_hints(fts_supporters.ScheduleImplMixin.gen_ft_schedule)
     assert generation["heuristic"] == types.Heuristic
     assert {*types.__all__} == {"FrozenModulesMode", "Heuristic", "Mode", "Report", "ScheduleSource"}
+
+
+def test_a_module_takes_no_public_name_of_its_package_away() -> None:
+    code = (
+        "from finetuning_scheduler import core; import finetuning_scheduler.core.session; print(core.prepare.__name__)"
+    )
+    assert run(code) == "prepare"
+    assert run(code.replace("core.prepare.__name__", "type(core.prepare).__name__")) == "function"
 
 
 def test_every_name_of_core_resolves() -> None:

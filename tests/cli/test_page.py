@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from types import UnionType
-from typing import Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import pytest
 import torch
@@ -80,6 +80,8 @@ def kind(annotation: object) -> str:
     words = {str: "string", int: "integer", float: "number", bool: "true or false", type(None): "null"}
     if annotation in words:
         return words[annotation]  # type: ignore[index]  # one of them
+    if annotation is Any:
+        return "any value"
     inner = get_args(annotation)
     if get_origin(annotation) in (UnionType, Union):
         return " or ".join(kind(each) for each in inner)
@@ -89,4 +91,6 @@ def kind(annotation: object) -> str:
         return f"list of {kind(inner[0])}"
     if inner:
         return " or ".join(f"`{each}`" for each in inner)
-    return f"[{annotation.__name__}](#{annotation.__name__.lower()})" if isinstance(annotation, type) else "any"
+    return (
+        f"[{annotation.__name__}](#{annotation.__name__.lower()})" if isinstance(annotation, type) else str(annotation)
+    )

@@ -38,7 +38,7 @@ def test_what_a_pattern_selects_is_counted_and_marked(bert: str) -> None:
     lines = {re.split("  +", line.lstrip("|`- "))[0]: line for line in answer.out.splitlines()}
     assert lines["10-11 (2 alike)"].split()[-2:] == ["432", "32"]
     assert lines["0-9 (10 alike)"].split()[-4:] == ["-", "60", "tensors", "inside"]
-    assert lines["intermediate.dense"].endswith("weight 8x8, *bias 8")
+    assert lines["intermediate.dense"].endswith("*bias 8, weight 8x8")
     assert "selects 4 of 77 tensors, 32 of 3,082 parameters (1.0 %)." in " ".join(answer.out.split())
 
 

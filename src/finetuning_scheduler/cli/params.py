@@ -176,7 +176,7 @@ def _tensors(line: Line, width: int, *, with_pattern: bool) -> Text:
     if line.folded:
         return Text(counted(node.tensors, "tensor") + " inside", "dim")
     words: list[tuple[str, str]] = []
-    for name, facts in node.parameters.items():
+    for name, facts in sorted(node.parameters.items(), key=lambda item: item[0] not in node.selected):
         chosen = name in node.selected
         shape = "x".join(map(str, facts.shape)) or "1"
         mark = "*" if chosen else ""
