@@ -255,7 +255,18 @@ def launchers(pl: ModuleType) -> object:
     return importlib.import_module(f"{pl.__name__}.strategies.launchers")
 
 
+def optimizer_setup(pl: ModuleType) -> object:
+    return importlib.import_module(f"{pl.__name__}.core.optimizer")
+
+
+def lightning_module(pl: ModuleType) -> object:
+    return pl.LightningModule()
+
+
 LIGHTNING = [
+    Row(optimizer_setup, "_init_optimizers_and_lr_schedulers", "a plan needs the optimizer of a fit"),
+    Row(trainer, "_data_connector", "the number of steps, which optimizers ask for, needs the data of a plan"),
+    Row(lightning_module, "_trainer", "a module that is planned gets its trainer back, or none"),
     Row(exceptions, "_TunerExitException", "ends a fit as one that has done its work"),
     Row(launchers, "_MultiProcessingLauncher", "whether another process waits for what a fit returns"),
     Row(trainer, "_teardown", "the last that is called when such a fit ends"),

@@ -43,13 +43,18 @@ def read_source(
         view: The model.
         directory: Where the copy goes.
     """
+    found = read_given(source, reinitialisation, view)
+    return found.with_notes(lambda phases: _renumbered_note(phases, view.plain, directory))
+
+
+def read_given(source: ScheduleSource | None, reinitialisation: Implicit, view: ModelView) -> Resolution:
+    """Read a schedule, or generate it, and write nothing."""
 
     def generated(model: nn.Module, *, frozen: Collection[str]) -> ScheduleSource:
         optimizer, lr_scheduler = reinitialisation.reinit_optim_cfg, reinitialisation.reinit_lr_cfg
         return implicit(model, optimizer, lr_scheduler, frozen=frozen)
 
-    found = read_for(view, source, generated)
-    return found.with_notes(lambda phases: _renumbered_note(phases, view.plain, directory))
+    return read_for(view, source, generated)
 
 
 def generated_by(adapter: StrategyAdapter, owner: Implicit, directory: str) -> str | PathLike[str] | None:

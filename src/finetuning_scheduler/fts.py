@@ -16,6 +16,7 @@ from ._entry import NOT_BEGUN
 from ._fit import Fit
 from ._lightning import (
     AttachableCallback,
+    LightningDataModule,
     LightningModule,
     MisconfigurationException,
     Trainer,
@@ -27,6 +28,7 @@ from ._lightning import (
     refuse_other_package,
     remembered,
 )
+from ._plan import plan_of
 from ._restoring import filled
 from ._resuming import refuse_damaged
 from ._trainer import adapted, as_misconfiguration
@@ -42,6 +44,7 @@ from .core.settings import FrozenPrefixMode
 from .core.thaw import FrozenModulesMode
 from .core.translation import translate
 from .errors import in_file
+from .report.plan import ReadablePlan
 from .strategy_adapters import StrategyAdapter
 
 log = logging.getLogger("finetuning_scheduler")
@@ -186,6 +189,24 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
     def judgements(self) -> Sequence[Judgement]:
         """Of each phase so far, which parameters a gradient has reached; see :class:`.Judgement`."""
         return self._fit.entry.gradients.judgements if self._fit is not None and self._fit.entry.begun else ()
+
+    def plan(
+        self, trainer: Trainer, model: LightningModule, datamodule: LightningDataModule | None = None
+    ) -> ReadablePlan:
+        """Tell what a fit would do, without fitting: print it, or show it in a notebook.
+
+        The model makes its optimizer, and the data its first batch, for which floating point operations are counted;
+        nothing of the model changes.
+
+        Args:
+            trainer: The trainer of the fit.
+            model: The model.
+            datamodule: The data; the model's own if not given. Without any, costs are estimates.
+
+        Raises:
+            MisconfigurationException: With everything that is wrong, as before a fit.
+        """
+        return plan_of(self, self._given, trainer, model, datamodule)
 
     @property
     def prefix_accounts(self) -> Sequence[PrefixAccount]:

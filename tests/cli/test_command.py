@@ -17,7 +17,7 @@ from finetuning_scheduler.cli.app import app
 from finetuning_scheduler.cli.shapes import SCHEMAS, SHAPES, schema_text
 from tests.cli.files import Answer, bert_shapes, fts, installed, safetensors, written
 
-COMMANDS = ("check", "diff", "merge", "new", "params")
+COMMANDS = ("check", "diff", "lr", "merge", "new", "params", "plan")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 MOST_SECONDS = 5.0
 
@@ -42,6 +42,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["params", "large.safetensors", "model.layers.7.*"], 0, "selects 4,400 of 40,000 tensors"),
         (["params", "large.safetensors", "--json"], 0, '"tensors": 40000'),
         (["diff", "a.yaml", "b.yaml", "large.safetensors"], 1, "phase 1 -> phase 0  400 tensors"),
+        (["plan", "a.yaml", "large.safetensors"], 0, "large: 163,840,000 parameters, 2 phases"),
+        (["lr", "a.yaml", "large.safetensors", "--epochs", "3"], 0, "1 1 1 0.001 1e-05"),
     ],
 )
 def test_forty_thousand_tensors_take_seconds(large: Path, arguments: list[str], status: int, said: str) -> None:
@@ -74,6 +76,9 @@ def answers(folder: Path) -> list[Answer]:
             ["check", "good.yaml", "bert.safetensors"],
             ["params", "bert.safetensors", "bert.*bias"],
             ["diff", "good.yaml", "good.yaml", "bert.safetensors"],
+            ["plan", "good.yaml", "bert.safetensors"],
+            ["plan", "bad.yaml", "bert.safetensors"],
+            ["lr", "good.yaml", "bert.safetensors", "--epochs", "3"],
             ["params", "nothing"],
             ["--help"],
             *([command, "--help"] for command in COMMANDS),

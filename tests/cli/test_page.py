@@ -13,6 +13,7 @@ import transformers
 from pydantic import BaseModel
 
 from finetuning_scheduler.cli import shapes
+from finetuning_scheduler.report import shapes as planned
 from tests.cli.files import fts, safetensors, written
 from tests.docs import pages
 
@@ -42,7 +43,7 @@ def test_the_page_shows_what_its_commands_print(bert_base: Path) -> None:
         if after is not None and after.language in ("text", "json"):
             assert answer.out == after.text
             shown += 1
-    assert shown == 5
+    assert shown == 7
 
 
 def test_the_page_shows_the_schedule_that_its_command_writes(bert_base: Path) -> None:
@@ -58,8 +59,10 @@ def test_the_reference_has_every_key_of_every_answer() -> None:
 
 def reference() -> str:
     """The tables of the reference, as the models have them."""
-    found = [each for each in vars(shapes).values() if isinstance(each, type) and issubclass(each, shapes.Shape)]
-    return "\n".join(table(shape) for shape in found if shape is not shapes.Shape)
+    found = [each for module in (shapes, planned) for each in vars(module).values()]
+    models = [each for each in found if isinstance(each, type) and issubclass(each, BaseModel)]
+    named = {each.__name__: each for each in models if each not in (BaseModel, shapes.Shape)}
+    return "\n".join(table(shape) for name, shape in named.items() if not name.startswith("_"))
 
 
 def table(shape: type[BaseModel]) -> str:
@@ -74,7 +77,7 @@ def table(shape: type[BaseModel]) -> str:
 
 def kind(annotation: object) -> str:
     """An annotation in the words of JSON."""
-    words = {str: "string", int: "integer", bool: "true or false", type(None): "null"}
+    words = {str: "string", int: "integer", float: "number", bool: "true or false", type(None): "null"}
     if annotation in words:
         return words[annotation]  # type: ignore[index]  # one of them
     if annotation is Any:
@@ -82,6 +85,8 @@ def kind(annotation: object) -> str:
     inner = get_args(annotation)
     if get_origin(annotation) in (UnionType, Union):
         return " or ".join(kind(each) for each in inner)
+    if get_origin(annotation) is dict:
+        return "object"
     if get_origin(annotation) is list:
         return f"list of {kind(inner[0])}"
     if inner:

@@ -85,6 +85,9 @@ COMMANDS: dict[str, str | Step | Callable[[], None]] = {
             r"fts params bert.safetensors 'bert.encoder.layer.1[01]\..*LayerNorm.*'",
             "fts diff schedule.yaml layer_wise.yaml bert.safetensors",
             "fts check schedule.yaml bert.safetensors --json",
+            "fts plan schedule.yaml bert.safetensors --precision bf16-mixed",
+            "fts lr schedule.yaml bert.safetensors --epochs 6 --phase-epochs 2 --lr-scheduler ExponentialLR "
+            "--lr-scheduler-init gamma=0.9",
         ],
         "tests/cli/test_page.py::test_the_page_shows_what_its_commands_print",
     ),

@@ -109,7 +109,7 @@ def test_the_first_commands_run_as_written(
     if phases:
         assert len(YAML(typ="safe").load(logs / "RteBoolqModule_ft_schedule.yaml")) == phases
         assert "100.00%" in ended.stderr
-        last = f"lr/pg{phases}"  # logged from the first epoch of its phase on
+        last = f"lr/phase{phases - 1}"  # logged from the first epoch of its phase on
         assert logged(logs, last)[0] == pytest.approx(1e-5)
     if name == "fts_explicit":
         (shown,) = re.findall(r"^Phase 0 -> .*", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -32,9 +32,10 @@ SCHEDULE: dict[Any, Any] = {
 
 
 class Groups(Callback):
-    """Notes, by step, what the optimizer's groups are when it steps."""
+    """Notes, by step, what the optimizer's groups are when it steps; by halves, if each phase adds two."""
 
-    def __init__(self) -> None:
+    def __init__(self, halves: bool = False) -> None:
+        self.halves = halves
         self.seen: dict[int, dict[str, float]] = {}
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -42,8 +43,9 @@ class Groups(Callback):
         (name,) = {config.name for config in trainer.lr_scheduler_configs} or {None}
         name = name or f"lr-{type(optimizer).__name__}"
         values = {}
-        for number, group in enumerate(groups, start=1):
-            place = f"{name}/pg{number}" if len(groups) > 1 else name
+        for number, group in enumerate(groups):
+            phase, exempt = divmod(number, 2) if self.halves else (number, 0)
+            place = f"{name}/phase{phase}" + ("/no_decay" if exempt else "")
             momentum = group["betas"][0] if "betas" in group else group["momentum"]
             values |= {
                 place: group["lr"],
@@ -123,7 +125,7 @@ def expected(case: Case, groups: Groups) -> dict[int, dict[str, float]]:
 @pytest.mark.parametrize("monitor_first", [True, False], ids=["before", "behind"])
 @pytest.mark.parametrize("name", CASES)
 def test_each_group_is_logged_from_its_first_step(name: str, monitor_first: bool, tmp_path: Path) -> None:
-    case, groups = CASES[name], Groups()
+    case, groups = CASES[name], Groups(halves=bool(CASES[name].no_decay))
     trainer = trainer_of(case, monitor_first, tmp_path, groups, epochs=4)
     trainer.fit(module_of(case))
     assert len(groups.seen) == 16

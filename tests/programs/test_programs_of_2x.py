@@ -168,7 +168,7 @@ def test_a_notebook() -> None:
         f"{depth}.0" for depth in (0, 0, 1, 1, 2, 2)
     ]
     # Cosines of one epoch, of two and of four, from where the group began; at the start of each epoch.
-    of_groups = [[float(row[f"Cosine/pg{n}"] or "nan") for row in rows if row["Cosine/pg1"]] for n in (1, 3, 5)]
+    of_groups = [[float(row[f"Cosine/phase{n}"] or "nan") for row in rows if row["Cosine/phase0"]] for n in (0, 1, 2)]
     assert of_groups[0] == pytest.approx([1e-3, 1e-3, 5e-4, 1e-3, 8.535534e-4, 5e-4], rel=1e-6)
     assert of_groups[2][-2] == pytest.approx(1e-6, rel=1e-9)
     groups = trainer.optimizers[0].param_groups

@@ -39,6 +39,7 @@ from .package import (
     EarlyStopping,
     EarlyStoppingReason,
     FSDPStrategy,
+    LightningDataModule,
     LightningModule,
     MisconfigurationException,
     ModelCheckpoint,
@@ -53,6 +54,7 @@ from .package import (
     WeightAveraging,
     pl,
 )
+from .planning import attached, optimizers_of, sample_batch
 from .steps import answered, without_logging
 from .training import (
     begins_epoch_again,
@@ -85,6 +87,7 @@ __all__ = [
     "EarlyStoppingReason",
     "FSDPStrategy",
     "InspectableEarlyStopping",
+    "LightningDataModule",
     "LightningModule",
     "MisconfigurationException",
     "ModelCheckpoint",
@@ -104,6 +107,7 @@ __all__ = [
     "around_saves",
     "around_setup",
     "at_end_of_epoch",
+    "attached",
     "begins_epoch_again",
     "callbacks_of",
     "datamodule_of",
@@ -130,11 +134,13 @@ __all__ = [
     "note_chosen_directory",
     "note_directory",
     "optimizer_states",
+    "optimizers_of",
     "pl",
     "rebuild_ddp",
     "refuse_other_package",
     "remember",
     "remembered",
+    "sample_batch",
     "saves_sharded_checkpoints",
     "scheduler_step_of",
     "step_plateau_schedulers",

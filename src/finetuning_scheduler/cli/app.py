@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import check, diff, merge, new, params
+from . import check, diff, lr, merge, new, params, plan
 
 app = typer.Typer(
     name="fts",
@@ -40,6 +40,8 @@ for command, short, examples in (
     (params.params, "Show a model's modules, and what a pattern selects.", params.EXAMPLES),
     (diff.diff, "Tell what two schedules do differently.", diff.EXAMPLES),
     (merge.merge, "Make a checkpoint without frozen weights whole.", merge.EXAMPLES),
+    (plan.plan, "Tell what each phase trains, and what it costs.", plan.EXAMPLES),
+    (lr.lr, "Tell the learning rates of every group, without training.", lr.EXAMPLES),
 ):
     app.command(short_help=short, epilog=examples)(command)
 

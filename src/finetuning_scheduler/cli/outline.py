@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..core.schedule.names import ParameterIndex, frozen_by_others
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ..core.view import ModelView
@@ -115,6 +116,14 @@ class ModelOutline:
         from ..core.view import ModelView
 
         return ModelView.of(self.structure)
+
+    @property
+    def buffer_tensors(self) -> Iterator[torch.Tensor]:
+        """Its buffers, without values."""
+        import torch
+
+        for facts in self.buffers.values():
+            yield torch.empty(facts.shape, dtype=getattr(torch, facts.dtype, torch.float32), device="meta")
 
     @classmethod
     def of_module(cls, module: nn.Module, source: str, notes: tuple[str, ...] = ()) -> ModelOutline:

@@ -86,8 +86,8 @@ def read_hugging_face(folder: Path) -> ModelOutline | None:
     return ModelOutline.of_module(model, str(folder))
 
 
-def parsed_arguments(given: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` pairs; values are what YAML takes them for.
+def parsed_arguments(given: Sequence[str], option: str = "--init") -> dict[str, Any]:
+    """Read ``key=value`` pairs of an option; values are what YAML takes them for.
 
     Raises:
         ScheduleError: One is no such pair.
@@ -98,7 +98,8 @@ def parsed_arguments(given: Sequence[str]) -> dict[str, Any]:
     for pair in given:
         key, equals, text = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise _wrong(f"expected --init key=value, got {pair!r}", "write, for example, --init num_labels=3")
+            example = "num_labels=3" if option == "--init" else "weight_decay=0.01"
+            raise _wrong(f"expected {option} key=value, got {pair!r}", f"write, for example, {option} {example}")
         try:
             arguments[key] = YAML(typ="safe", pure=True).load(text)
         except Exception as error:  # the library lets more than its own exceptions out
@@ -106,8 +107,12 @@ def parsed_arguments(given: Sequence[str]) -> dict[str, Any]:
     return arguments
 
 
-def _found(source: str) -> Callable[..., Any]:
-    """Import what makes the model."""
+def found_object(source: str) -> Any:
+    """Import something by its path, ``package.module:name``; the folder at hand is searched, too.
+
+    Raises:
+        ScheduleError: It is not there.
+    """
     module_name, _, attribute = source.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -127,6 +132,12 @@ def _found(source: str) -> Callable[..., Any]:
             message = f"expected a class or function of {module_name}, got {part!r}, which it does not have"
             raise _wrong(message, did_you_mean(near, "check the name"), source)
         found = getattr(found, part)
+    return found
+
+
+def _found(source: str) -> Callable[..., Any]:
+    """Import what makes the model."""
+    found = found_object(source)
     if not callable(found):
         raise _wrong(f"expected a class or function that makes a model, got {type(found).__name__}", None, source)
     made: Callable[..., Any] = found

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import Problem
+from ..report.shapes import LearningRates, PlanReport
 
 Kind = Literal["error", "warning", "notice"]
 
@@ -153,13 +154,15 @@ class MergeAnswer(Shape):
     bytes_after: int = Field(description="The size of the whole file.")
 
 
-SHAPES: dict[str, type[Shape]] = {
+SHAPES: dict[str, type[BaseModel]] = {
     "check": CheckAnswer,
     "diff": DiffAnswer,
     "failure": Failure,
+    "lr": LearningRates,
     "merge": MergeAnswer,
     "new": NewAnswer,
     "params": ParamsAnswer,
+    "plan": PlanReport,
 }
 SCHEMAS = Path(__file__).parent / "schemas"
 
@@ -169,6 +172,6 @@ def schema_text(command: str) -> str:
     return json.dumps(schema_of(SHAPES[command]), indent=2) + "\n"
 
 
-def schema_of(shape: type[Shape]) -> dict[str, Any]:
+def schema_of(shape: type[BaseModel]) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of what a command prints."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **shape.model_json_schema(mode="serialization")}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, overload
 
 from .optim.build import steps_by_lr
 from .optim.initial import is_exempt
-from .optim.param_groups import Options, PlannedGroup
+from .optim.param_groups import Labels, Options, PlannedGroup
 from .schedule.model import LRSchedulerSpec, OptimizerSpec, Phase
 from .schedule.schedule import Schedule
 
@@ -173,7 +173,8 @@ class Plan:
         """
         phases: list[PhaseState] = []
         names: list[str] = []
-        groups = list(initial)
+        labels = Labels()
+        groups = list(labels.of(initial, 0))
         count = 0
         optimizer: tuple[OptimizerSpec | None, int] = (None, 0)
         scheduler: tuple[LRSchedulerSpec | None, int] = (None, 0)
@@ -181,7 +182,7 @@ class Plan:
         for index, phase in enumerate(schedule.up_to(max_depth).phases):
             before = len(groups) if index > 0 else 0
             has_lr = has_lr if phase.new_optimizer is None else steps_by_lr(phase.new_optimizer)
-            groups += rules.groups(phase, has_lr=has_lr) if index > 0 else ()
+            groups += labels.of(rules.groups(phase, has_lr=has_lr), index) if index > 0 else ()
             names += phase.params
             count += sum(sizes[name] for name in phase.params)
             optimizer = optimizer if phase.new_optimizer is None else (phase.new_optimizer, index)

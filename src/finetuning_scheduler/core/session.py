@@ -19,7 +19,7 @@ from .before import Before
 from .held import on_host
 from .optim.build import SchedulerSettings, build_lr_scheduler, build_optimizer, emptied, empty_optimizer
 from .optim.loading import load_linearly
-from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates
+from .optim.param_groups import PlannedGroup, add_groups, arrange, group_names, learning_rates, put_labels
 from .optim.schedulers import reads_initial_lr, retarget
 from .optim.states import reorder_groups, state_by_name, with_state
 from .optim.warmup import Warmup
@@ -30,6 +30,7 @@ from .schedule.wording import listed
 from .settings import Settings
 from .signals import signals_wait
 from .state import check, saved
+from .steps import when_loaded
 from .thaw import FrozenModulePolicy, set_trainable
 from .transitions import Decision, Listener, Moment, Progress, Reason, Transition, decide
 from .view import ModelView
@@ -245,6 +246,8 @@ class Session:
         stored = [self.view.merged(names) for names in progress.parameter_groups]
         reorder_groups(self.optimizer, self.parameters, stored)
         self.group_names = stored
+        # What a checkpoint of an earlier release says of groups has no names.
+        when_loaded(self.optimizer, lambda: put_labels(self.optimizer, self.plan.phases[self.phase].groups))
         self._warmup.load_state_dict(progress.warmup)
         self.progress = progress.progress
 
@@ -361,6 +364,8 @@ class Session:
         initial = self.plan.phases[0]
         if present is None and self._settings.enforce_phase0_params:
             arrange(self.optimizer, self.lr_schedulers, self.parameters, initial.groups)
+        if present is None:
+            put_labels(self.optimizer, initial.groups)
         self.group_names = self.group_names if present else [list(group.names) for group in initial.groups]
         since = present or initial
         replaced = []

@@ -23,11 +23,13 @@ def when_loaded(optimizer: Optimizer, action: Callable[[], None]) -> None:
         action()
         return
 
-    def loaded(_: Optimizer) -> None:
-        handle.remove()
-        action()
+    pending = [action]
 
-    handle = inner.register_load_state_dict_post_hook(loaded)
+    def loaded(_: Optimizer) -> None:
+        while pending:  # the hook stays, doing nothing: PyTorch is going through all of them at this moment
+            pending.pop()()
+
+    inner.register_load_state_dict_post_hook(loaded)
 
 
 class StepCounter:

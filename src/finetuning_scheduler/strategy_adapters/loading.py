@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
 from torch.optim import Optimizer
 
 from .._lightning import Trainer, install_optimizer, load_model_and_precision
-from ..core.optim.param_groups import group_names
+from ..core.optim.param_groups import group_names, without_label
 from ..core.schedule.wording import listed
 from ..core.session import Session
 from ..core.thaw import set_trainable
@@ -72,12 +72,15 @@ def resume(trainer: Trainer, path: str, session: Session, *, weights_only: bool 
     """Load weights, and the state and options of an optimizer that has the checkpoint's groups; return the rest."""
     optimizer = session.optimizer
     stand_in = session.emptied_optimizer(session.phase)
-    stand_in.param_groups = [{**group, "params": list(group["params"])} for group in optimizer.param_groups]
+    # Without names: what an earlier release has written has none, and all that is asked for has to be there.
+    groups = map(without_label, optimizer.param_groups)
+    stand_in.param_groups = [{**group, "params": list(group["params"])} for group in groups]
     checkpoint = _load(trainer, path, session, stand_in, weights_only=weights_only)
     optimizer.state.clear()
     optimizer.state.update(stand_in.state)
     for group, loaded in zip(optimizer.param_groups, stand_in.param_groups, strict=True):
-        group.update({key: value for key, value in loaded.items() if key not in ("params", "param_names")})
+        options = without_label(loaded)
+        group.update({key: value for key, value in options.items() if key not in ("params", "param_names")})
     return checkpoint
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from ..schedule.model import LRSchedulerSpec, OptimizerSpec
-from .param_groups import like
+from .param_groups import LABEL, like
 from .schedulers import KEYS_IN_GROUPS, restart
 
 # In a group: the learning rate of its optimizer, until the scheduler that still reads `initial_lr` is replaced.
@@ -77,7 +77,7 @@ def build_optimizer(
     ):
         group.update({key: value for key, value in override.items() if key in new.defaults})
         # The scheduler in force goes on with the new groups.
-        group.update({key: old_group[key] for key in KEYS_IN_GROUPS if key in old_group})
+        group.update({key: old_group[key] for key in (*KEYS_IN_GROUPS, LABEL) if key in old_group})
         if old_group["lr"] is not None:  # else the one before has set its steps itself
             group["lr"] = like(group["lr"], old_group["lr"])
         group["initial_lr"] = like(group["lr"], old_group.get("initial_lr", group["lr"]))

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from .param_groups import NamedParameters, Options, PlannedGroup, group_names, is_foreign, mesh_of
+from .param_groups import NamedParameters, Options, PlannedGroup, group_names, is_foreign, mesh_of, own_label
 from .schedulers import cycles_momentum
 
 
@@ -70,7 +70,13 @@ def initial_groups(
         members = [(index, names, {}) for index, names in enumerate(held)]
         differences = _differences(held, wanted)
     groups = tuple(
-        PlannedGroup(tuple(names), _initial_lr(optimizer, index), {**deviating[index], **more}, source=index)
+        PlannedGroup(
+            tuple(names),
+            _initial_lr(optimizer, index),
+            {**deviating[index], **more},
+            source=index,
+            label=own_label(optimizer.param_groups[index]),
+        )
         for index, names, more in members
     )
     own = (group.source for group in groups if not all(map(is_foreign, group.names)))

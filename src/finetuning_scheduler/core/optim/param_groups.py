@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -29,6 +30,7 @@ class PlannedGroup:
         options: The options in which it differs from its optimizer's defaults, such as ``weight_decay``.
         takes_first_lr: Whether ``lr`` is that of phase 0's first group.
         source: In phase 0, the position of the user's group that it goes on with; ``None`` for one that is added.
+        label: What the optimizer and those who log its learning rates call it: the group's ``name``.
     """
 
     names: tuple[str, ...]
@@ -36,9 +38,36 @@ class PlannedGroup:
     options: Options = field(default_factory=dict)
     takes_first_lr: bool = False
     source: int | None = None
+    label: str = ""
+
+
+class Labels:
+    """Calls the groups of a plan ``phase1``, ``phase1/no_decay``, ``phase1/2``, ...; no two have one name."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def of(self, groups: Iterable[PlannedGroup], phase: int) -> Iterator[PlannedGroup]:
+        """Name groups that a phase begins with; one that the user has named keeps its name."""
+        for group in groups:
+            label = group.label if group.label and group.label not in self._taken else self._made(group, phase)
+            self._taken.add(label)
+            yield group if label == group.label else replace(group, label=label)
+
+    def _made(self, group: PlannedGroup, phase: int) -> str:
+        base = group.label or f"phase{phase}"
+        ending = "/no_decay" if group.options.get("weight_decay") == 0 else ""
+        while True:
+            self._counts[base, ending] += 1
+            number = self._counts[base, ending]
+            label = f"{base}{ending}" if number == 1 else f"{base}/{number}{ending}"
+            if label not in self._taken:
+                return label
 
 
 _FOREIGN = "(not in the model: "
+LABEL = "name"  # the key by which Lightning's LearningRateMonitor knows it
 
 
 def is_foreign(name: str) -> bool:
@@ -57,6 +86,23 @@ def group_names(optimizer: Optimizer, parameters: NamedParameters) -> list[list[
     places = count()
     groups = (group["params"] for group in optimizer.param_groups)
     return [[name_of.get(id(p)) or f"{_FOREIGN}{next(places)})" for p in parameters_] for parameters_ in groups]
+
+
+def put_labels(optimizer: Optimizer, groups: Iterable[PlannedGroup]) -> None:
+    """Give an optimizer's groups the names of planned ones: the state that it has loaded may have none, or others."""
+    for group, planned in zip(optimizer.param_groups, groups, strict=True):
+        if planned.label:
+            group[LABEL] = planned.label
+
+
+def without_label(group: Options) -> dict[str, Any]:
+    """Copy a group, or its options, without its name."""
+    return {key: value for key, value in group.items() if key != LABEL}
+
+
+def own_label(group: Options) -> str:
+    """Return the name that a user has given a group; empty if none."""
+    return str(group.get(LABEL) or "")
 
 
 def learning_rates(optimizer: Optimizer) -> list[float | None]:
@@ -107,6 +153,7 @@ def add_groups(
                 **{key: value for key, value in group.options.items() if key in optimizer.defaults},
                 "lr": like(reference.get("lr"), group.lr),
                 "initial_lr": like(reference.get("lr"), group.lr),
+                **({LABEL: group.label} if group.label else {}),
             },
         )
     added = optimizer.param_groups[first:]
