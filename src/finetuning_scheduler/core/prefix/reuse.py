@@ -56,6 +56,7 @@ class FrozenPrefix(Listener):
         self._store: PrefixStore | None = None
         self._reason: str | None = None
         self._told: set[str] = set()
+        self._running = False
         self._left_out: dict[str, str] = {}
         if names := _STAGES[settings.frozen_prefix]:
             directory = None if settings.prefix_dir is None else Path(settings.prefix_dir)
@@ -149,7 +150,13 @@ class FrozenPrefix(Listener):
 
     def _run(self, name: str, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         stage = self._stages.get(name)
-        return step(*args, **kwargs) if stage is None else stage.run(step, args, kwargs)
+        if stage is None or self._running:  # a validation step that calls the training step is a validation step
+            return step(*args, **kwargs)
+        self._running = True
+        try:
+            return stage.run(step, args, kwargs)
+        finally:
+            self._running = False
 
     def _present(self) -> list[PrefixAccount]:
         phase = self._session.phase if self._phase is None else self._phase
