@@ -56,6 +56,7 @@ class FrozenPrefix(Listener):
         self._store: PrefixStore | None = None
         self._reason: str | None = None
         self._told: set[str] = set()
+        self._warned = False
         self._running = False
         self._left_out: dict[str, str] = {}
         if names := _STAGES[settings.frozen_prefix]:
@@ -163,12 +164,14 @@ class FrozenPrefix(Listener):
         left_out = [PrefixAccount(phase, name, reason=why) for name, why in self._left_out.items()]
         return [*left_out, *(stage.account(phase) for stage in self._stages.values())]
 
-    def _teller(self, stage: str) -> Callable[[str], None]:
-        def tell(reason: str) -> None:
+    def _teller(self, stage: str) -> Callable[[str, bool], None]:
+        def tell(reason: str, misused: bool) -> None:
             if reason not in self._told:
                 self._told.add(reason)
                 text = f"Phase {self._session.phase} goes without frozen-prefix reuse in its {stage} steps: {reason}."
-                self._report(logging.INFO, text)
+                # Who has asked for reuse and gets none at all has to see it, once.
+                self._report(logging.WARNING if misused and not self._warned else logging.INFO, text)
+                self._warned |= misused
 
         return tell
 

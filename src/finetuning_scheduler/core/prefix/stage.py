@@ -20,7 +20,7 @@ from .guard import Guard
 from .kept import Kept
 from .padding import PaddedBatch, Places, padded_batch
 from .planning import Planner, rows_of_batch
-from .refusal import Refused
+from .refusal import Misused, Refused
 from .replay import Step
 from .state import State
 from .store import PrefixStore
@@ -39,7 +39,8 @@ class Stage:
         store: Where outputs are kept.
         trials: Runs steps of which nothing remains.
         give_up: Called with the reason when reuse is over for the session.
-        tell: Called with a reason why a phase goes without reuse.
+        tell: Called with a reason why a phase goes without reuse, and whether the steps are given in a way that
+            leaves nothing to reuse in any phase.
         comparison: Compares a replayed batch with a plain one.
         shared: Whether other processes read the store, too.
     """
@@ -51,7 +52,7 @@ class Stage:
         store: PrefixStore,
         trials: Trials,
         give_up: Callable[[str], None],
-        tell: Callable[[str], None],
+        tell: Callable[[str, bool], None],
         comparison: Comparison,
         *,
         shared: bool,
@@ -96,7 +97,7 @@ class Stage:
             kept = self._ready(step, args, kwargs)
             padding = None if kept is None else self._padding_of(step, args, kwargs)
         except Refused as refusal:
-            self._refuse(str(refusal))
+            self._refuse(str(refusal), misused=isinstance(refusal, Misused))
             kept = padding = None
         self._count("seconds_recording", time.perf_counter() - begin)
         if kept is None:
@@ -155,8 +156,8 @@ class Stage:
         """Return what is kept in the present phase, or ``None`` if the step has to be a plain one."""
         if self._due:
             if (rows := rows_of_batch(args, kwargs)) < 2:
-                batch = "a batch of one row does not show which dimensions are rows"
-                raise Refused(batch if rows else "the step is given no batch of tensors")
+                one_row = "a batch of one row does not show which dimensions are rows"
+                raise Refused(one_row) if rows else self._no_rows()
             self._due = False
             before, self._current, self._guard, self._obstacle = self._guard, None, None, None
             self._current = planned = self._plan(step, args, kwargs)
@@ -391,10 +392,15 @@ class Stage:
     def _count(self, what: str, value: float) -> None:
         self._account[what] = self._account.get(what, 0) + value
 
-    def _refuse(self, reason: str) -> None:
+    def _no_rows(self) -> Misused:
+        call = {"train": "train", "validation": "validate"}[self.name]
+        fix = f"in a loop, call {call}(step, x, y) with a step that takes them"
+        return Misused(f"the step is given no batch of tensors: {fix}")
+
+    def _refuse(self, reason: str, *, misused: bool = False) -> None:
         if self._account.get("reason") != reason:
             self._account["reason"] = reason
-            self._tell(reason)
+            self._tell(reason, misused)
 
     def _stop(self, kept: Kept, reason: str) -> None:
         """Go on without what is kept of the present cut."""
