@@ -112,8 +112,9 @@ def _mode_warnings(view: ModelView, plan: Plan) -> Iterator[str]:
     for name, phase in half_nested_encoders(view.model, phase_of).items():
         yield (
             f"Phase {phase} keeps the first layer of the nn.TransformerEncoder `{plain_name(name)}` in eval mode and"
-            " trains a later one. Given a src_key_padding_mask, PyTorch fails there (MultiheadAttention does not support"
-            " NestedTensor). Fix: make it with enable_nested_tensor=False, or set its `use_nested_tensor` to False."
+            " trains a later one. Given a src_key_padding_mask, PyTorch fails there (MultiheadAttention does not"
+            " support NestedTensor). Fix: make it with enable_nested_tensor=False, or set its `use_nested_tensor` to"
+            " False."
         )
 
 
