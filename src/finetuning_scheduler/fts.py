@@ -22,8 +22,10 @@ from ._lightning import (
     Trainer,
     TrainerFn,
     around_loads,
+    around_weights,
     has_left,
     is_search_checkpoint,
+    loads_in_its_own_way,
     needs_no_optimizers,
     refuse_other_package,
     remembered,
@@ -43,6 +45,7 @@ from .core.schedule.schedule import ScheduleSource
 from .core.settings import FrozenPrefixMode
 from .core.thaw import FrozenModulesMode
 from .core.translation import translate
+from .core.weights import loading_linearly
 from .errors import in_file
 from .report.plan import ReadablePlan
 from .strategy_adapters import StrategyAdapter
@@ -304,6 +307,8 @@ class FinetuningScheduler(ScheduleImplMixin, AttachableCallback):
         if earlier is not None:
             fit.frozen.go_on_from(earlier.frozen)
         self._files.enter_context(around_loads(trainer.strategy, fit.frozen.begin, fit.frozen.fill_in))
+        if not (trainer.strategy.restore_checkpoint_after_setup or loads_in_its_own_way(trainer.strategy)):
+            self._files.enter_context(around_weights(trainer.strategy, partial(loading_linearly, pl_module)))
         with as_misconfiguration():
             fit.adapter.connect(self)
             fit.adapter.on_before_init_fts()

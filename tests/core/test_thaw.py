@@ -1,9 +1,12 @@
 """What a frozen network means for gradients, BatchNorm statistics and module modes."""
 
+import logging
+
 import pytest
 import torch
 from torch import nn
 
+from finetuning_scheduler.core import PhaseRunner
 from finetuning_scheduler.core.thaw import FrozenModulePolicy, frozen_modules, set_trainable
 
 
@@ -241,3 +244,70 @@ def test_paused_statistics_are_still_used_in_evaluation(model: Net) -> None:
     freeze_body(model.train())
     FrozenModulePolicy(model, track_running_stats=False).apply()
     assert torch.equal(model.eval()(torch.ones(2, 4)), expected)
+
+
+class Text(nn.Module):
+    """An encoder of padded rows, made with PyTorch's own layers."""
+
+    def __init__(self, nested: bool = True) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=nested)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = torch.tensor([[False, False, True], [False, False, False]])
+        return self.head(self.encoder(x, src_key_padding_mask=padded).mean(dim=1))
+
+
+def first_failure(model: Text, phases: list[str], mode: str) -> tuple[int | None, list[str]]:
+    """Enter phase after phase; return the first one in which the model cannot run, and the warnings before."""
+    said: list[str] = []
+    runner = PhaseRunner(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        {phase: {"params": [selector]} for phase, selector in enumerate(phases)},
+        frozen_modules_mode=mode,
+        report=lambda level, text: said.append(text) if level == logging.WARNING else None,
+    )
+    before = [each for each in said if "NestedTensor" in each]
+    for phase in range(len(phases)):
+        runner.thaw_to(phase)
+        model.train()
+        runner.apply_module_modes()
+        try:
+            model(torch.randn(2, 3, 8)).sum().backward()
+        except AssertionError as error:
+            expected = "MultiheadAttention does not support NestedTensor" in str(error)
+            return phase if expected else -1, before
+    return None, before
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    ("phases", "mode", "nested", "failing"),
+    [
+        (["head.*", r"encoder\.layers\.2\..*", r"encoder\.layers\.[01]\..*"], "eval", True, 1),
+        (["head.*", r"encoder\.layers\.[12]\..*"], "eval", True, 1),
+        (["head.*", r"encoder\.layers\..*"], "eval", True, None),
+        (["head.*", r"encoder\.layers\.0\..*", r"encoder\.layers\.[12]\..*"], "eval", True, None),
+        (["head.*", r"encoder\.layers\.2\..*"], "train", True, None),
+        (["head.*", r"encoder\.layers\.2\..*"], "eval", False, None),
+    ],
+)
+def test_an_encoder_that_pytorch_cannot_run_in_two_modes_is_told_of(
+    phases: list[str], mode: str, nested: bool, failing: int | None
+) -> None:
+    found, warnings = first_failure(Text(nested), phases, mode)
+    assert found == failing
+    assert len(warnings) == (failing is not None)
+    for warning in warnings:
+        assert warning.startswith(f"Phase {failing} keeps the first layer of the nn.TransformerEncoder `encoder`")
+        assert "enable_nested_tensor=False" in warning
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_what_the_warning_says_to_set_helps() -> None:
+    model = Text()
+    model.encoder.use_nested_tensor = False
+    assert first_failure(model, ["head.*", r"encoder\.layers\.2\..*"], "eval") == (None, [])

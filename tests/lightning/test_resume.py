@@ -16,8 +16,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, StepLR
 
+from finetuning_scheduler.core import weights
 from tests.reference.history import assert_continues
 from tests.reference.networks import BATCHES_PER_EPOCH, FIRST, HEAD, SECOND, THIRD
 from tests.reference.recipe import PhaseSpec, Recipe, adamw, momentum_sgd, simple_recipe
@@ -245,8 +247,26 @@ def test_a_session_that_was_over_stays_over(hook: str, tmp_path: Path) -> None:
     assert len(uninterrupted.epochs) == 6
     resumed = Session(recipe, tmp_path).fit(ckpt_path=list(saver.files)[-1])
     assert resumed.history.steps == []
-    weights = resumed.module.state_dict()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in uninterrupted.epochs[-1].weights.items())
+    ended = resumed.module.state_dict()
+    assert all(torch.equal(ended[name], tensor) for name, tensor in uninterrupted.epochs[-1].weights.items())
+
+
+def test_a_resumed_fit_loads_the_model_once_and_in_linear_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(EARLY_STOPPING, restore_best=False)
+    saver = SaveAt("on_train_epoch_end", tmp_path)
+    Session(recipe, tmp_path, extra_callbacks=(saver,)).fit()
+    loads: list[nn.Module] = []
+    load = weights.load_weights
+
+    def counted(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+        loads.append(module)
+        return load(module, *arguments, **options)
+
+    monkeypatch.setattr(weights, "load_weights", counted)
+    resumed = Session(recipe, tmp_path).fit(ckpt_path=next(iter(saver.files)))
+    assert loads == [resumed.module]
+    assert "load_state_dict" not in vars(resumed.module)
+    assert "load_model_state_dict" not in vars(resumed.trainer.strategy)
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")

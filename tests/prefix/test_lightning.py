@@ -121,6 +121,20 @@ def test_a_fit_with_reuse_is_the_same(tmp_path: Path, mode: str) -> None:
     assert plain[1].prefix_accounts == ()
 
 
+class Delegating(Module):
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch))
+
+
+def test_a_validation_step_that_calls_the_training_step(tmp_path: Path, messages: Callable[[], list[str]]) -> None:
+    plain, reused = fit(tmp_path, "off", build=Delegating), fit(tmp_path, "all", build=Delegating)
+    assert_same_fit(reused, plain)
+    assert hits(reused[1], "train") >= 200
+    assert hits(reused[1], "validation") >= 200
+    assert {account.reason for account in reused[1].prefix_accounts} == {None}
+    assert not any("without frozen-prefix reuse" in message for message in messages())
+
+
 def test_nothing_is_left_on_the_module(tmp_path: Path) -> None:
     module, _, _ = fit(tmp_path, "all", epochs=2)
     assert "training_step" not in vars(module)

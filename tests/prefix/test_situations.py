@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -438,11 +439,34 @@ def closed_over(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Data)
         (closed_over, "no frozen module is given rows of the batch"),
     ],
 )
-def test_steps_that_do_more_or_hide_their_batch(step_of: Any, reason: str) -> None:
+def test_steps_that_do_more_or_hide_their_batch(step_of: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     plain, reused = loop(step_of, "off"), loop(step_of, "all")
     for name, value in plain.model.state_dict().items():
         assert torch.equal(reused.model.state_dict()[name], value), name
     assert any(reason in str(account.reason) for account in reused.prefix.accounts)
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len([message for message in said if reason in message]) == 1
+
+
+@pytest.mark.parametrize("call", ["train", "validate"])
+def test_a_step_without_a_batch_is_told_what_to_do(call: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="finetuning_scheduler")
+    torch.manual_seed(0)
+    model = Encoder(blocks=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = {0: {"params": ["head.*"]}, 1: {"params": [r"blocks\.1\..*"]}}
+    runner = PhaseRunner(model, optimizer, schedule, frozen_modules_mode="eval", frozen_prefix="all")
+    batch = text(torch.Generator().manual_seed(1))
+    run_step = getattr(runner.prefix, call)
+    runner.apply_module_modes()
+    for phase in range(2):
+        runner.thaw_to(phase)
+        for _ in range(2):
+            run_step(lambda: ENCODER.loss(model, batch))
+    fix = f"the step is given no batch of tensors: in a loop, call {call}(step, x, y) with a step that takes them"
+    said = [(record.levelno, record.getMessage()) for record in caplog.records if "no batch" in record.getMessage()]
+    assert [level for level, _ in said] == [logging.WARNING]
+    assert fix in said[0][1]
 
 
 def test_settings_are_checked() -> None:

@@ -84,6 +84,19 @@ def around_loads(
 
 
 @contextmanager
+def around_weights(strategy: Strategy, loading: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Have Lightning load a checkpoint's weights into the model within a context of ``loading``."""
+    usual = strategy.load_model_state_dict
+
+    def load_model_state_dict(*arguments: Any, **options: Any) -> None:
+        with loading():
+            usual(*arguments, **options)
+
+    with _replaced(strategy, "load_model_state_dict", load_model_state_dict):
+        yield
+
+
+@contextmanager
 def noted_saves(
     strategy: Strategy, written: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Iterator[dict[str, dict[str, Any]]]:

@@ -28,7 +28,8 @@ from .schedule.resolve import Resolution, resolve_names
 from .schedule.schedule import Schedule, ScheduleSource
 from .schedule.wording import listed
 from .settings import Settings
-from .view import ModelView, sparse_parameters
+from .thaw import half_nested_encoders
+from .view import ModelView, plain_name, sparse_parameters
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,21 @@ def prepare(
         notice = f"{initial.foreign} tensors in the optimizer are not the model's: they stay there and go on training."
         notices = (*notices, notice)
     differences = () if initial.differences is None else (initial.differences,)
-    return Prepared(found.schedule, plan, notices, (*found.warnings, *differences))
+    modes = _mode_warnings(view, plan) if settings.frozen_modules_mode == "eval" else ()
+    return Prepared(found.schedule, plan, notices, (*found.warnings, *differences, *modes))
+
+
+def _mode_warnings(view: ModelView, plan: Plan) -> Iterator[str]:
+    """Tell of modules that PyTorch cannot run while a part of them is in eval mode."""
+    names = ((name, state.index) for state in plan.phases for name in state.limits.params)
+    phase_of = {id(view.tensors[name]): phase for name, phase in names}
+    for name, phase in half_nested_encoders(view.model, phase_of).items():
+        yield (
+            f"Phase {phase} keeps the first layer of the nn.TransformerEncoder `{plain_name(name)}` in eval mode and"
+            " trains a later one. Given a src_key_padding_mask, PyTorch fails there (MultiheadAttention does not"
+            " support NestedTensor). Fix: make it with enable_nested_tensor=False, or set its `use_nested_tensor` to"
+            " False."
+        )
 
 
 class _Gate:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from torch import nn
@@ -12,6 +13,7 @@ from .schedule.names import FROZEN_BY_SCHEDULE
 from .transitions import Listener
 
 FrozenModulesMode = Literal["train", "eval"]
+_NEVER = math.inf  # the phase of what no phase thaws
 
 
 def set_trainable(parameters: Iterable[nn.Parameter], trainable: bool) -> None:
@@ -63,6 +65,32 @@ def frozen_modules(model: nn.Module) -> set[nn.Module]:
     sort(model)
     # A module without parameters may be shared by a frozen and a trainable module.
     return frozen - others
+
+
+def half_nested_encoders(model: nn.Module, phase_of: Mapping[int, int]) -> dict[str, int]:
+    """Find encoders that hand nested tensors from frozen layers in eval mode to trained ones, which PyTorch cannot.
+
+    ``nn.TransformerEncoder`` decides by its first layer alone whether it packs padded rows into a nested tensor; a
+    layer in train mode fails on one. Whether the model gives it a padding mask, without which it packs nothing, is not
+    known before it runs.
+
+    Args:
+        model: The model.
+        phase_of: By the identity of a parameter, the phase that thaws it.
+
+    Returns:
+        By name, the first phase in which it is so.
+    """
+    found = {}
+    for name, encoder in model.named_modules():
+        if isinstance(encoder, nn.TransformerEncoder) and getattr(encoder, "use_nested_tensor", False):
+            thawed = [
+                min((phase_of.get(id(each), _NEVER) for each in layer.parameters()), default=_NEVER)
+                for layer in encoder.layers
+            ]
+            if thawed and (phase := min(thawed[1:], default=_NEVER)) < thawed[0]:
+                found[name] = int(phase)
+    return found
 
 
 class FrozenModulePolicy(Listener):

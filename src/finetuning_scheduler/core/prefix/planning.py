@@ -15,7 +15,7 @@ from .calls import Forward, Interception, compiled_modules
 from .cut import Cut, block, find
 from .lineage import Rows
 from .padding import PaddedBatch, Places, Positions, padding_is_unread, positions_of
-from .refusal import Refused
+from .refusal import Misused, Refused
 from .trees import first_rows, flatten, mapped_by_number
 from .trial import Trials
 from .watch import Call, Trace, Watch
@@ -159,7 +159,9 @@ class Planner:
         if missing := [site for site in sites if found.get(site.place) is None]:
             raise Refused(f"the rows of `{missing[0]}` cannot be told from its other dimensions")
         if not any(rows is not None and set(rows.arguments.values()) - {None} for rows in found.values()):
-            raise Refused("no frozen module is given rows of the batch that the step is given")
+            raise Misused(
+                "no frozen module is given rows of the batch that the step is given: hand it what the model gets"
+            )
         self.rows |= {place: rows for place, rows in found.items() if rows is not None}
 
 

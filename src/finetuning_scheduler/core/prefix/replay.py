@@ -28,7 +28,6 @@ class Step:
         padding: What counts of each row, if not all does.
 
     Attributes:
-        over: Set when the step is over; what activation checkpointing makes again is answered as before then.
         replayed: Whether a call has been skipped.
         plain_seconds: Time spent in making calls that can be skipped.
         reuse_seconds: Time spent in keeping and finding results.
@@ -52,7 +51,7 @@ class Step:
         self._memory: dict[tuple[object, ...], Any] = {}
         self._missed: set[int] = set()
         self._looked: set[int] = set()
-        self.over = self.replayed = False
+        self.replayed = self._over = False
         self.plain_seconds = self.reuse_seconds = 0.0
         self.rows = 0
 
@@ -74,7 +73,7 @@ class Step:
     def called(self, name: str, original: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a call of a module."""
         leaves, form = flatten((args, kwargs))
-        if self.over:
+        if self._over:
             known = self._memory.get(_identities(name, leaves))
             return _made(original, args, kwargs) if known is None else known
         occurrence = self._counts.get(name, 0)
@@ -96,6 +95,10 @@ class Step:
         self._node(0, site, leaves, form, Surroundings.now(_device_types(leaves)))
         if lineage.entered:
             self._replays = self.known
+
+    def end(self) -> None:
+        """Take note that the step is over: what activation checkpointing makes again is answered as before."""
+        self._over = True
 
     def commit(self) -> None:
         """Take it that the rows that have entered are there from now on, if all that is needed of them was kept."""

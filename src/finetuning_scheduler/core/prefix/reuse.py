@@ -56,6 +56,8 @@ class FrozenPrefix(Listener):
         self._store: PrefixStore | None = None
         self._reason: str | None = None
         self._told: set[str] = set()
+        self._warned = False
+        self._running = False
         self._left_out: dict[str, str] = {}
         if names := _STAGES[settings.frozen_prefix]:
             directory = None if settings.prefix_dir is None else Path(settings.prefix_dir)
@@ -149,19 +151,27 @@ class FrozenPrefix(Listener):
 
     def _run(self, name: str, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         stage = self._stages.get(name)
-        return step(*args, **kwargs) if stage is None else stage.run(step, args, kwargs)
+        if stage is None or self._running:  # a validation step that calls the training step is a validation step
+            return step(*args, **kwargs)
+        self._running = True
+        try:
+            return stage.run(step, args, kwargs)
+        finally:
+            self._running = False
 
     def _present(self) -> list[PrefixAccount]:
         phase = self._session.phase if self._phase is None else self._phase
         left_out = [PrefixAccount(phase, name, reason=why) for name, why in self._left_out.items()]
         return [*left_out, *(stage.account(phase) for stage in self._stages.values())]
 
-    def _teller(self, stage: str) -> Callable[[str], None]:
-        def tell(reason: str) -> None:
+    def _teller(self, stage: str) -> Callable[[str, bool], None]:
+        def tell(reason: str, misused: bool) -> None:
             if reason not in self._told:
                 self._told.add(reason)
                 text = f"Phase {self._session.phase} goes without frozen-prefix reuse in its {stage} steps: {reason}."
-                self._report(logging.INFO, text)
+                # Who has asked for reuse and gets none at all has to see it, once.
+                self._report(logging.WARNING if misused and not self._warned else logging.INFO, text)
+                self._warned |= misused
 
         return tell
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..session import Session
 from .accounts import PrefixAccount
@@ -20,11 +20,12 @@ from .guard import Guard
 from .kept import Kept
 from .padding import PaddedBatch, Places, padded_batch
 from .planning import Planner, rows_of_batch
-from .refusal import Refused
+from .refusal import Misused, Refused
 from .replay import Step
 from .state import State
 from .store import PrefixStore
-from .trial import Observed, Trials, gradients_of
+from .trial import Observed, Trials
+from .verification import Made, Verification
 
 _ATTEMPTS = 3  # to verify a batch, in an epoch
 _CHANGES = 2  # of what is frozen, after which reuse is given up
@@ -39,7 +40,8 @@ class Stage:
         store: Where outputs are kept.
         trials: Runs steps of which nothing remains.
         give_up: Called with the reason when reuse is over for the session.
-        tell: Called with a reason why a phase goes without reuse.
+        tell: Called with a reason why a phase goes without reuse, and whether the steps are given in a way that
+            leaves nothing to reuse in any phase.
         comparison: Compares a replayed batch with a plain one.
         shared: Whether other processes read the store, too.
     """
@@ -51,7 +53,7 @@ class Stage:
         store: PrefixStore,
         trials: Trials,
         give_up: Callable[[str], None],
-        tell: Callable[[str], None],
+        tell: Callable[[str, bool], None],
         comparison: Comparison,
         *,
         shared: bool,
@@ -62,7 +64,7 @@ class Stage:
         self._trials = trials
         self._give_up = give_up
         self._tell = tell
-        self._comparison = comparison
+        self._verification = Verification(session, trials, comparison)
         self._shared = shared
         self._model = session.view.model
         self._planner = Planner(session, trials)
@@ -96,7 +98,7 @@ class Stage:
             kept = self._ready(step, args, kwargs)
             padding = None if kept is None else self._padding_of(step, args, kwargs)
         except Refused as refusal:
-            self._refuse(str(refusal))
+            self._refuse(str(refusal), misused=isinstance(refusal, Misused))
             kept = padding = None
         self._count("seconds_recording", time.perf_counter() - begin)
         if kept is None:
@@ -112,7 +114,7 @@ class Stage:
         self._epoch_hits += run.known_rows if self._known else 0
         self._finish(run, kept)
         if before is not None and known and kept.failure is None:
-            self._verify(kept, before, output, observed, partial(step, *args, **kwargs), padding)
+            self._verify(kept, Made(partial(step, *args, **kwargs), before, output, observed, padding))
         return output
 
     def after_backward(self) -> None:
@@ -155,8 +157,8 @@ class Stage:
         """Return what is kept in the present phase, or ``None`` if the step has to be a plain one."""
         if self._due:
             if (rows := rows_of_batch(args, kwargs)) < 2:
-                batch = "a batch of one row does not show which dimensions are rows"
-                raise Refused(batch if rows else "the step is given no batch of tensors")
+                one_row = "a batch of one row does not show which dimensions are rows"
+                raise Refused(one_row) if rows else self._no_rows()
             self._due = False
             before, self._current, self._guard, self._obstacle = self._guard, None, None, None
             self._current = planned = self._plan(step, args, kwargs)
@@ -293,7 +295,7 @@ class Stage:
 
     def _finish(self, run: Step, kept: Kept) -> None:
         """Count what a step has brought."""
-        run.over = True
+        run.end()
         self._forget_uncompared(kept)
         if not run.replayed:
             run.commit()
@@ -314,47 +316,15 @@ class Stage:
         elif kept.failure is not None:
             self._stop(kept, kept.failure)
 
-    def _verify(
-        self,
-        kept: Kept,
-        before: State,
-        output: object,
-        observed: Observed,
-        step: Callable[[], Any],
-        padding: PaddedBatch | None,
-    ) -> None:
+    def _verify(self, kept: Kept, made: Made) -> None:
         """Replay a step that has just been made plainly, and compare all that it has led to."""
         begin = time.perf_counter()
-        live = self._live(kept)
-        after = State.of(live)
-        parameters = [each for each in self._session.parameters.values() if each.requires_grad]
-        gradients = gradients_of(output, parameters) if torch.is_grad_enabled() else None
-        run, seen_again = Step(kept, replays=True, padding=padding), Observed()
-        comparison = replace(self._comparison, padding=padding)
-        replayed_gradients: list[list[Tensor | None] | None] = []
-
-        def replayed() -> Any:
-            with self._intercepted(run, seen_again).active():
-                result = step()
-                run.over = True
-                replayed_gradients.append(gradients_of(result, parameters) if torch.is_grad_enabled() else None)
-            return result
-
-        before.restore()
-        try:
-            result, state = self._trials.run(replayed, live)
-            found = (
-                comparison.results(output, result, "the result of the step")
-                or _differing_outputs(observed, seen_again, comparison)
-                or comparison.gradients(gradients, replayed_gradients[0])
-                or comparison.states(after, state)
-            )
-        except (Refused, RuntimeError) as error:
-            found = str(error)
-        finally:
-            after.restore()
+        run = Step(kept, replays=True, padding=made.padding)
+        found = self._verification.difference(
+            made, self._live(kept), lambda seen: self._intercepted(run, seen).active(), run.end
+        )
         self._count("seconds_recording", time.perf_counter() - begin)
-        if found is not None and padding is not None:
+        if found is not None and made.padding is not None:
             self._count_padding(f"without it, {found}")
         elif found is not None:
             self._give_up(f"a replayed batch differs from the plain one: {found}")
@@ -391,10 +361,15 @@ class Stage:
     def _count(self, what: str, value: float) -> None:
         self._account[what] = self._account.get(what, 0) + value
 
-    def _refuse(self, reason: str) -> None:
+    def _no_rows(self) -> Misused:
+        call = {"train": "train", "validation": "validate"}[self.name]
+        fix = f"in a loop, call {call}(step, x, y) with a step that takes them"
+        return Misused(f"the step is given no batch of tensors: {fix}")
+
+    def _refuse(self, reason: str, *, misused: bool = False) -> None:
         if self._account.get("reason") != reason:
             self._account["reason"] = reason
-            self._tell(reason)
+            self._tell(reason, misused)
 
     def _stop(self, kept: Kept, reason: str) -> None:
         """Go on without what is kept of the present cut."""
@@ -402,13 +377,3 @@ class Stage:
         kept.drop()
         self._current = None
         self._refuse(reason)
-
-
-def _differing_outputs(plain: Observed, replayed: Observed, comparison: Comparison) -> str | None:
-    if [name for name, _ in plain.results] != [name for name, _ in replayed.results]:
-        return "other modules are called"
-    for (name, one), (_, other) in zip(plain.results, replayed.results, strict=True):
-        where = f"the result of `{name}`" if name else "the result of the model"
-        if (found := comparison.results(one, other, where)) is not None:
-            return found
-    return None

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..steps import stepping
 from .calls import Forward, eagerly
-from .refusal import Refused
+from .refusal import Misused, Refused
 from .stand_ins import real
 from .state import State
 from .trees import flatten
@@ -60,7 +60,7 @@ class Trials:
         finally:
             before.restore()
         if _restored(gradients):
-            raise Refused("the step runs backward itself: give it the forward pass and the loss only")
+            raise Misused("the step runs backward itself: give it the forward pass and the loss only")
         return result, after
 
     @contextmanager
@@ -69,7 +69,7 @@ class Trials:
         inner = stepping(self._optimizer())
 
         def refuse(*_: object) -> None:
-            raise Refused("the step calls the optimizer itself: give it the forward pass and the loss only")
+            raise Misused("the step calls the optimizer itself: give it the forward pass and the loss only")
 
         handle = None if inner is None else inner.register_step_pre_hook(refuse)
         try:
