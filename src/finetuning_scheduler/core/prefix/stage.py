@@ -24,7 +24,7 @@ from .refusal import Misused, Refused
 from .replay import Step
 from .state import State
 from .store import PrefixStore
-from .trial import Observed, Trials
+from .trial import Observed, Trials, moved, versions_of
 from .verification import Made, Verification
 
 _ATTEMPTS = 3  # to verify a batch, in an epoch
@@ -105,7 +105,8 @@ class Stage:
             return step(*args, **kwargs)
         shows = padding is None or padding.is_padded
         may_verify = not kept.verified and shows and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
-        before = State.of(self._live(kept)) if may_verify else None
+        before = State.of(self._live(kept), step) if may_verify else None
+        versions = versions_of(self._model) if may_verify else {}
         run = Step(kept, self._others(kept), replays=None if kept.verified else False, padding=padding)
         observed = Observed()
         with self._intercepted(run, observed if may_verify else None).active():
@@ -113,7 +114,9 @@ class Stage:
         known = run.known
         self._epoch_hits += run.known_rows if self._known else 0
         self._finish(run, kept)
-        if before is not None and known and kept.failure is None:
+        if (name := moved(self._model, versions)) is not None:
+            self._give_up(f"the step changes `{name}` itself")
+        elif before is not None and known and kept.failure is None:
             self._verify(kept, Made(partial(step, *args, **kwargs), before, output, observed, padding))
         return output
 

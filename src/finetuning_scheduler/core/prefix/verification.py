@@ -66,7 +66,7 @@ class Verification:
             replaying: The context in which calls are replayed, and noted.
             over: Called when the forward pass is over.
         """
-        after = State.of(live)
+        after = State.of(live, getattr(made.step, "func", made.step))
         parameters = [each for each in self._session.parameters.values() if each.requires_grad]
         comparison = replace(self._comparison, padding=made.padding)
         gradients, seen = _gradients(made.output, parameters), Observed()
@@ -81,7 +81,7 @@ class Verification:
 
         made.before.restore()
         try:
-            result, state = self._trials.run(replayed, live)
+            result, state = self._trials.run(replayed, live, made.step)
             return (
                 comparison.results(made.output, result, "the result of the step")
                 or _differing_outputs(made.observed, seen, comparison)
