@@ -91,10 +91,6 @@ class Slow(TorchCheckpointIO):
         time.sleep(0.05)
         super().save_checkpoint(*arguments, **options)
 
-    def load_checkpoint(self, *arguments: Any, **options: Any) -> Any:
-        time.sleep(0.1)
-        return super().load_checkpoint(*arguments, **options)
-
 
 class SlowToy(Toy):
     def training_step(self, batch: Any) -> Any:
@@ -117,7 +113,7 @@ def test_seconds_stand_with_what_they_were_spent_on(tmp_path: Path) -> None:
     assert second.training >= BATCHES_PER_EPOCH * 0.01
     assert first.validation >= 2 * 0.02  # after two epochs; the check before training is no part of it
     assert first.saving >= 2 * 0.05  # inside a validation, of which it is no part
-    assert first.restoring >= 0.1
+    assert first.restoring > 0.0  # from memory
     assert second.saving < 0.05  # the third epoch is no improvement
     assert second.restoring == 0.0
     assert sum(sum(phase.seconds.model_dump().values()) for phase in history.phases) < passed
