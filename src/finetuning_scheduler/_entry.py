@@ -50,7 +50,6 @@ from .core.ranks import OneProcess
 from .core.session import Session
 from .core.state import SavedProgress
 from .core.transitions import Listener, Moment
-from .core.weights import loading_linearly
 from .errors import in_file, joined
 from .strategy_adapters import saved_progress
 
@@ -114,7 +113,6 @@ class Entry:
         self.compiling = RecompileLimits()
         self.prefix: FrozenPrefix | None = None
         self._hooked = ExitStack()  # what of Lightning's is hooked into at the moment
-        self._hooked.enter_context(loading_linearly(module))
         self.adapter = adapted(owner, trainer, module, self._hooked)
         self.ranks = TrainerRanks(trainer, self.adapter)
         self._reading = Reading(owner, given, trainer, module, self.adapter, self.ranks)
