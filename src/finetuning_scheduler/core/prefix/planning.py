@@ -116,7 +116,7 @@ class Planner:
             with interception.active():
                 step(*args, **kwargs)
 
-        self._trials.run(captured, self._model.modules(), eager=True)
+        self._trials.run(captured, self._model.modules(), step, eager=True)
         return seen.seen
 
     def uncompared(self) -> set[tuple[str, int]]:
@@ -128,14 +128,19 @@ class Planner:
 
     def _watched(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
         """Watch a pass."""
-        watch = Watch(self.modules)
+        watch = Watch(self.modules, self._model.parameters())
 
         def watched() -> None:
             with watch.active():
                 result = step(*args, **kwargs)
             watch.trace.results = _storages(watch.trace, result)
 
-        self._trials.run(watched, self._model.modules(), eager=True)
+        try:
+            self._trials.run(watched, self._model.modules(), step, eager=True)
+        finally:
+            watch.bring_back()
+        if watch.written:
+            raise Refused("the step changes weights itself")
         self.watches += 1
         if any(each.communicates for each in watch.trace.operations):
             raise Refused("the step communicates with other processes")

@@ -24,7 +24,7 @@ from .refusal import Refused
 from .replay import Step
 from .state import State
 from .store import PrefixStore
-from .trial import Observed, Trials, gradients_of
+from .trial import Observed, Trials, gradients_of, moved, versions_of
 
 _ATTEMPTS = 3  # to verify a batch, in an epoch
 _CHANGES = 2  # of what is frozen, after which reuse is given up
@@ -103,7 +103,8 @@ class Stage:
             return step(*args, **kwargs)
         shows = padding is None or padding.is_padded
         may_verify = not kept.verified and shows and self._epoch > self._born[kept.cut] and self._attempts < _ATTEMPTS
-        before = State.of(self._live(kept)) if may_verify else None
+        before = State.of(self._live(kept), step) if may_verify else None
+        versions = versions_of(self._model) if may_verify else {}
         run = Step(kept, self._others(kept), replays=None if kept.verified else False, padding=padding)
         observed = Observed()
         with self._intercepted(run, observed if may_verify else None).active():
@@ -111,7 +112,9 @@ class Stage:
         known = run.known
         self._epoch_hits += run.known_rows if self._known else 0
         self._finish(run, kept)
-        if before is not None and known and kept.failure is None:
+        if (name := moved(self._model, versions)) is not None:
+            self._give_up(f"the step changes `{name}` itself")
+        elif before is not None and known and kept.failure is None:
             self._verify(kept, before, output, observed, partial(step, *args, **kwargs), padding)
         return output
 
@@ -326,7 +329,7 @@ class Stage:
         """Replay a step that has just been made plainly, and compare all that it has led to."""
         begin = time.perf_counter()
         live = self._live(kept)
-        after = State.of(live)
+        after = State.of(live, getattr(step, "func", step))
         parameters = [each for each in self._session.parameters.values() if each.requires_grad]
         gradients = gradients_of(output, parameters) if torch.is_grad_enabled() else None
         run, seen_again = Step(kept, replays=True, padding=padding), Observed()
@@ -342,7 +345,7 @@ class Stage:
 
         before.restore()
         try:
-            result, state = self._trials.run(replayed, live)
+            result, state = self._trials.run(replayed, live, step)
             found = (
                 comparison.results(output, result, "the result of the step")
                 or _differing_outputs(observed, seen_again, comparison)

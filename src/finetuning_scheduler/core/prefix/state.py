@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .generators import Generators
+from .inside import Inside
 
 # Parts that a step has no business with, or that are there for whole modules.
 _LEFT_ALONE = ("_parameters", "_modules", "forward", "_compiled_call_impl")
@@ -22,16 +24,18 @@ class State:
 
     modules: tuple[tuple[nn.Module, dict[str, Any]], ...]
     classes: tuple[tuple[type, dict[str, Any]], ...]
+    inside: Inside
     generators: Generators
 
     @classmethod
-    def of(cls, modules: Iterable[nn.Module]) -> State:
-        """Note the present state."""
+    def of(cls, modules: Iterable[nn.Module], step: Callable[..., Any] | None = None) -> State:
+        """Note the present state, with what is inside attributes and the variables around a step."""
         modules = list(modules)
         classes = {each: None for kind in {type(module) for module in modules} for each in own_classes(kind)}
         return cls(
             tuple((module, _noted(vars(module))) for module in modules),
             tuple((kind, _noted(class_values(kind))) for kind in classes),
+            Inside(_objects(modules, classes), step),
             Generators.now(),
         )
 
@@ -42,6 +46,7 @@ class State:
             _restore(vars(module), noted)
         for kind, noted in self.classes:
             _restore_class(kind, noted)
+        self.inside.restore()
         self.generators.restore()
 
     def values(self) -> list[tuple[str, list[Any]]]:
@@ -56,6 +61,16 @@ class State:
                     leaves = copied.values() if isinstance(copied, dict) else copied
                     found.append((f"{owner}.{name}", [_unwrapped(each) for each in leaves]))
         return found
+
+
+def _objects(modules: Iterable[nn.Module], classes: Iterable[type]) -> Iterable[Any]:
+    """Give what attributes hold, tensors and what is there for whole modules apart; and the methods of classes."""
+    for attributes in (*(vars(module) for module in modules), *(class_values(kind) for kind in classes)):
+        for name, value in attributes.items():
+            if name not in (*_LEFT_ALONE, "_buffers") and not isinstance(value, Tensor):
+                yield value
+    for kind in classes:
+        yield from (value for value in vars(kind).values() if isinstance(value, FunctionType))
 
 
 def own_classes(kind: type) -> list[type]:

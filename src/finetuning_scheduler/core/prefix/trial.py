@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ..steps import stepping
 from .calls import Forward, eagerly
 from .refusal import Refused
-from .stand_ins import real
+from .stand_ins import real, version_of
 from .state import State
 from .trees import flatten
 
@@ -35,8 +35,16 @@ class Trials:
         self._optimizer = optimizer
         self._quiet = quiet
 
-    def run(self, step: Callable[[], Any], modules: Iterable[nn.Module], *, eager: bool = False) -> tuple[Any, State]:
+    def run(
+        self, step: Callable[[], Any], modules: Iterable[nn.Module], of: Callable[..., Any], *, eager: bool = False
+    ) -> tuple[Any, State]:
         """Run a step; return its result and the state that it has led to, and bring back the state before.
+
+        Args:
+            step: Runs the user's step, and may do more.
+            modules: Whose attributes may change.
+            of: The user's step.
+            eager: Whether compiled modules are called as they were written.
 
         Raises:
             Refused: The step fails, or does more than compute a result.
@@ -44,7 +52,9 @@ class Trials:
         modules = list(modules)
         parameters = [each for each in self._model.parameters() if each.requires_grad]
         gradients = [(each, each.grad, None if each.grad is None else each.grad.clone()) for each in parameters]
-        before = State.of(modules)
+        before, versions = State.of(modules, of), versions_of(self._model)
+        if before.inside.runs_on is not None:
+            raise Refused(f"the step may read or write a {before.inside.runs_on}, which cannot be put back")
         try:
             with self._quiet(), self._without_steps(), _without_replication():
                 if eager:
@@ -52,7 +62,7 @@ class Trials:
                         result = step()
                 else:
                     result = step()
-            after = State.of(modules)
+            after = State.of(modules, of)
         except Refused:
             raise
         except Exception as error:  # whatever the user's code raises here, the plain step that follows tells it
@@ -61,6 +71,8 @@ class Trials:
             before.restore()
         if _restored(gradients):
             raise Refused("the step runs backward itself: give it the forward pass and the loss only")
+        if (name := moved(self._model, versions)) is not None:
+            raise Refused(f"the step changes `{name}` itself")
         return result, after
 
     @contextmanager
@@ -105,6 +117,17 @@ def _restored(gradients: Sequence[tuple[nn.Parameter, Tensor | None, Tensor | No
                 gradient.copy_(content)
             changed = True
     return changed
+
+
+def versions_of(model: nn.Module) -> dict[str, int]:
+    """Note how often each parameter has been changed in place."""
+    return {name: version_of(parameter) for name, parameter in model.named_parameters()}
+
+
+def moved(model: nn.Module, before: Mapping[str, int]) -> str | None:
+    """Name a parameter that has been changed since."""
+    now = versions_of(model)
+    return next((name for name, version in before.items() if now.get(name) != version), None)
 
 
 class Observed:

@@ -6,7 +6,7 @@ in some modules, so that nothing of it is kept but what was seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -127,16 +127,31 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Args:
         modules: The modules whose calls are noted, by name.
+        weights: What the pass must not change; it is noted if it does.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], weights: Iterable[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace()
+        self.written: list[tuple[Tensor, Tensor]] = []  # what of the weights is changed, and how it was
+        self._weights = {storage for each in weights if (storage := self._storage_of(each)) is not None}
         self._stack: list[Call] = []
         self._counts: dict[str, int] = {}
         self._number = 0
         self._pauses = False  # while the watch itself computes
         self._interception = Interception({each: partial(self._called, name, each) for name, each in modules.items()})
+
+    def bring_back(self) -> None:
+        """Give weights the values that they had before the pass."""
+        with torch.no_grad():
+            for tensor, content in reversed(self.written):
+                tensor.data.copy_(content)
+
+    def _storage_of(self, tensor: Tensor) -> int | None:
+        try:
+            return self.trace.storage(tensor)
+        except Refused:
+            return None
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -156,7 +171,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         trace, place = self.trace, len(self.trace.operations)
         tensors = _tensors((*args, *kwargs.values()))
         reads = tuple(trace.storage(tensor) for tensor in tensors)
-        writes = tuple(trace.storage(tensor) for tensor in _written(function, args, kwargs))
+        written = _written(function, args, kwargs)
+        writes = tuple(trace.storage(tensor) for tensor in written)
+        self.written += [
+            (tensor, tensor.detach().clone())
+            for tensor, storage in zip(written, writes, strict=True)
+            if storage in self._weights
+        ]
         may_draw = torch.Tag.nondeterministic_seeded in function.tags
         before = Generators.now() if may_draw else None
         outcome = function(*args, **kwargs)
