@@ -292,3 +292,30 @@ def test_a_logger_is_written_to_once_a_step(tmp_path: Path) -> None:
         return len(logger.written)
 
     assert written("all") == written("off") == 16
+
+
+class Counted(Callback):
+    """Is counted up by the step of a module that reaches it through the trainer."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+
+class Reaching(Module):
+    """Holds the trainer's callbacks, the scheduler among them."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.reached = list(self.trainer.callbacks)
+        for each in self.reached:
+            if isinstance(each, Counted):
+                each.steps.append(self.steps)
+        return super().training_step(batch)
+
+
+def test_callbacks_that_a_step_reaches(tmp_path: Path) -> None:
+    plain, reused = Counted(), Counted()
+    assert_same_fit(
+        fit(tmp_path, "all", build=Reaching, callbacks=(reused,), epochs=5),
+        fit(tmp_path, "off", build=Reaching, callbacks=(plain,), epochs=5),
+    )
+    assert reused.steps == plain.steps
