@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from ._lightning import (
     Trainer,
     after_configure_model,
     around_setup,
+    callbacks_of,
     is_search_checkpoint,
     leave,
     loading_with,
@@ -44,6 +45,7 @@ from .core.history.recorder import Recorder
 from .core.optim.growth import Step, growth_failure
 from .core.optim.schedulers import is_supported
 from .core.prefix.accounts import PrefixAccount
+from .core.prefix.inside import Inside
 from .core.prefix.reuse import FrozenPrefix
 from .core.prepare import Prepared, prepare
 from .core.ranks import OneProcess
@@ -256,7 +258,7 @@ class Entry:
         self._recorder = Recorder(self._session, self._gradients, accounts=self._accounts, report=self.report)
         self._session.listeners = [self._recorder, self.compiling, *self._session.listeners, self._gradients]
         if settings.frozen_prefix != "off":
-            quiet = partial(without_logging, self.module)
+            quiet = partial(_leaving_no_trace, trainer, self.module)
             several = self.ranks if trainer.world_size > 1 else None
             self.prefix = FrozenPrefix(self._session, settings, ranks=several, report=self.report, quiet=quiet)
             self._session.listeners.append(self.prefix)
@@ -334,3 +336,14 @@ class Entry:
 def _session_state(loaded: Mapping[str, Any]) -> dict[str, Any]:
     """Take the session's own state out of the callback's, to which a fit adds, and a user's subclass may."""
     return {key: loaded[key] for key in SavedProgress.model_fields if key in loaded}
+
+
+@contextmanager
+def _leaving_no_trace(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Let what a step logs go nowhere, and bring back what it changes of what it reaches through the trainer."""
+    reached = Inside([*callbacks_of(trainer), getattr(trainer, "datamodule", None)])
+    try:
+        with without_logging(module):
+            yield
+    finally:
+        reached.restore()

@@ -260,7 +260,8 @@ def test_it_is_made_whole_in_its_place(tmp_path: Path) -> None:
 
 def test_what_is_no_checkpoint_is_an_error_that_names_it(tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
-    for write in (lambda: torch.save({"a": 1}, path), lambda: path.write_bytes(b"?"), path.unlink):
+    broken = [lambda content=content: path.write_bytes(content) for content in (b"", b"?", b"hello")]
+    for write in (lambda: torch.save({"a": 1}, path), lambda: torch.save([1], path), *broken, path.unlink):
         write()
         with pytest.raises(ScheduleError, match=r"other\.ckpt"):
             fts.merge_checkpoint(path, Made())

@@ -279,3 +279,57 @@ def test_a_resumed_fit_records_anew_and_ends_alike(tmp_path: Path) -> None:
     plain, reused = resumed("off"), resumed("all")
     assert_same_fit(reused, plain)
     assert hits(reused[1], "train") > 0
+
+
+class Written(pl.loggers.CSVLogger):
+    """Remembers what is written past ``log``."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.written: list[float] = []
+
+
+class Writing(Module):
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        loss = super().training_step(batch)
+        if isinstance(self.logger, Written):
+            self.logger.written.append(1.0)
+        self.logger.log_metrics({"own": 1.0}, step=self.global_step)
+        return loss
+
+
+def test_a_logger_is_written_to_once_a_step(tmp_path: Path) -> None:
+    def written(mode: str) -> int:
+        logger = Written(tmp_path / mode)
+        _, scheduler, _ = fit(tmp_path, mode, build=Writing, logger=logger, log_every_n_steps=100, epochs=4)
+        assert (hits(scheduler, "train") > 0) == (mode == "all")
+        return len(logger.written)
+
+    assert written("all") == written("off") == 16
+
+
+class Counted(Callback):
+    """Is counted up by the step of a module that reaches it through the trainer."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+
+class Reaching(Module):
+    """Holds the trainer's callbacks, the scheduler among them."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        self.reached = list(self.trainer.callbacks)
+        for each in self.reached:
+            if isinstance(each, Counted):
+                each.steps.append(self.steps)
+        return super().training_step(batch)
+
+
+def test_callbacks_that_a_step_reaches(tmp_path: Path) -> None:
+    plain, reused = Counted(), Counted()
+    assert_same_fit(
+        fit(tmp_path, "all", build=Reaching, callbacks=(reused,), epochs=5),
+        fit(tmp_path, "off", build=Reaching, callbacks=(plain,), epochs=5),
+    )
+    assert reused.steps == plain.steps

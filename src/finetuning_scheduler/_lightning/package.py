@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+    from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
     from lightning.pytorch.strategies import (
         DDPStrategy,
@@ -42,6 +43,7 @@ else:
     _name = _package()
     pl = importlib.import_module(_name)
     EarlyStoppingReason = importlib.import_module(f"{_name}.callbacks.early_stopping").EarlyStoppingReason
+    DummyLogger = importlib.import_module(f"{_name}.loggers.logger").DummyLogger
     _io = importlib.import_module(f"{_name}.plugins.io")
     AsyncCheckpointIO, TorchCheckpointIO = _io.AsyncCheckpointIO, _io.TorchCheckpointIO
     _strategies = importlib.import_module(f"{_name}.strategies")
@@ -72,6 +74,7 @@ __all__ = [
     "Checkpoint",
     "DDPStrategy",
     "DeepSpeedStrategy",
+    "DummyLogger",
     "EarlyStopping",
     "EarlyStoppingReason",
     "FSDPStrategy",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from .package import LightningModule
+from .package import DummyLogger, LightningModule
 
 Runner = Callable[..., Any]
 
@@ -52,10 +52,15 @@ def answered(module: LightningModule, runners: Mapping[str, Runner]) -> Iterator
 
 @contextmanager
 def without_logging(module: LightningModule) -> Iterator[None]:
-    """Let what a module logs for a while go nowhere."""
+    """Let what a module logs for a while go nowhere, by itself or through the loggers of its trainer."""
 
     def nothing(*_: Any, **__: Any) -> None:
         return None
 
-    with answered(module, {"log": nothing, "log_dict": nothing}):
-        yield
+    trainer = module.trainer
+    loggers, trainer.loggers = trainer.loggers, [DummyLogger() for _ in trainer.loggers]
+    try:
+        with answered(module, {"log": nothing, "log_dict": nothing}):
+            yield
+    finally:
+        trainer.loggers = loggers

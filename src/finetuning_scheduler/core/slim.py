@@ -6,7 +6,6 @@ prediction with the callback; or for good by :func:`merge_checkpoint`.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from copy import copy
 from os import PathLike, fspath
@@ -188,12 +187,15 @@ def load_from_checkpoint(kind: type[M], path: str | PathLike[str], **arguments: 
 
 def _read(path: str | PathLike[str]) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        message = f"expected a checkpoint that can be read, got {fspath(path)} ({error})"
+        raise CheckpointError(Problem(message, fix="Name a file that `FTSCheckpoint` has written.")) from error
+    except Exception as error:  # what PyTorch raises for a file that is none of its own is of any kind
         message = f"expected a checkpoint of tensors and plain values, got {fspath(path)} ({error})"
-        fix = "Allow the classes that it names: torch.serialization.add_safe_globals([...])."
+        fix = "Allow the classes that it names, if it names some: torch.serialization.add_safe_globals([...])."
         raise CheckpointError(Problem(message, fix=fix)) from error
-    if WEIGHTS not in content:
+    if not isinstance(content, dict) or WEIGHTS not in content:
         message = f"expected a checkpoint with `{WEIGHTS}`, got {fspath(path)}"
         raise CheckpointError(Problem(message, fix="Name a file that `FTSCheckpoint` has written."))
     return content

@@ -22,6 +22,7 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _LIBRARIES = ("builtins", "torch", "lightning", "pytorch_lightning", "lightning_fabric", "transformers", "threading")
 _INSTALLED = tuple(sysconfig.get_paths()[each] for each in ("stdlib", "purelib", "platlib"))
 _LARGE = 2**26  # bytes; no copy is made of what is larger
+_DRIVERS = ("finetuning_scheduler", "torch.optim")  # nor do objects of classes that are derived from theirs
 _FOREIGN = (nn.Module, type, ModuleType, FunctionType, MethodType)
 
 Restore = Callable[[], object]
@@ -94,7 +95,10 @@ def _assign(cell: CellType, value: Any) -> None:
 def _is_own(value: Any) -> bool:
     """Whether an object is of a class that no library has that belongs to the training."""
     kind = type(value)
-    return not isinstance(value, _FOREIGN) and kind.__module__.partition(".")[0] not in _LIBRARIES
+    if isinstance(value, _FOREIGN) or kind.__module__.partition(".")[0] in _LIBRARIES:
+        return False
+    bases = [(base.__module__, base.__name__) for base in kind.__mro__]
+    return not any(module.startswith(_DRIVERS) or name == "Trainer" for module, name in bases)
 
 
 def _members(value: Any) -> Iterable[Any]:
