@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,6 +69,11 @@ def resume(layers: int, states: tuple[dict[str, Any], dict[str, Any]]) -> float:
     return timed(load)
 
 
+def resume_from(states: dict[int, tuple[dict[str, Any], dict[str, Any]]], layers: int) -> float:
+    """Time a resume of a model of some size."""
+    return resume(layers, states[layers])
+
+
 def figures(options: Options) -> Iterator[Figure]:
     """Measure both sizes in turns."""
     large, small = (200, 20) if options.tiny else (20_000, 2_000)
@@ -76,7 +82,7 @@ def figures(options: Options) -> Iterator[Figure]:
     name = f"{2 * large:,} tensors in {large:,} phases"
     for what, seconds_of, goal in (
         ("set-up", set_up, "<= 10"),
-        ("resume into the last phase", lambda layers: resume(layers, states[layers]), "<= 15"),
+        ("resume into the last phase", partial(resume_from, states), "<= 15"),
     ):
         if seconds_of is not set_up:
             states |= {layers: saved_in_the_last_phase(layers) for layers in (large, small)}

@@ -35,6 +35,10 @@ COMMON: dict[str, Any] = {
     "frozen_bn_track_running_stats": True,
     "frozen_modules_mode": "train",
     "intra_epoch_transitions": False,
+    "frozen_prefix": "validation",
+    "prefix_budget": 1_000_000,
+    "prefix_dir": None,
+    "prefix_dtype": None,
 }
 OPTIMIZER = {"optimizer_init": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.02, "momentum": 0.9}}}
 LR_SCHEDULER = {

@@ -615,5 +615,5 @@ def test_free_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", read)
-    monkeypatch.setattr(tiers, "_free_pages", lambda: None)
+    monkeypatch.delattr(os, "sysconf")
     assert tiers.free_memory(torch.device("cpu")) == free

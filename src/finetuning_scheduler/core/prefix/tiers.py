@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import weakref
-from collections.abc import Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import memory
 from .records import ALIGNMENT
 
 _FIRST_SEGMENT = 32 << 20  # bytes; each segment is twice as large as the one before
@@ -178,32 +178,5 @@ def buffer_of(tensor: Tensor) -> memoryview:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free where tensors of a device lie; on a CPU what the container, if there is one, leaves."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = [_number(Path("/proc/meminfo"), "MemAvailable:", 1024), _free_pages()]
-    free = [next((each for each in free if each is not None), 1 << 32)]
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        most, now = (_number(Path("/sys/fs/cgroup") / name, "", 1) for name in (limit, used))
-        if most is not None and now is not None:
-            free.append(max(0, most - now))
-    return min(each for each in free if each is not None)
-
-
-def _number(path: Path, label: str, unit: int) -> int | None:
-    try:
-        lines = path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return None
-    found: Sequence[str] = next((line[len(label) :].split() for line in lines if line.startswith(label)), [])
-    return int(found[0]) * unit if found and found[0].isdigit() else None
-
-
-def _free_pages() -> int | None:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+    """Bytes that are free where tensors of a device lie."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory.free_memory()
