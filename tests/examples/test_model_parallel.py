@@ -113,7 +113,7 @@ def test_a_command_goes_through_all_phases_and_ends(command: str, tmp_path: Path
     assert re.findall(r"^Phase (\d) -> (\d) ", printed, flags=re.MULTILINE) == [("0", "1"), ("1", "2"), ("2", "3")]
     written = {path.name for path in (tmp_path / "lightning_logs" / "version_0").iterdir()}
     reports = {f"memory_fit_rank_{rank}{end}" for rank in (0, 1) for end in (".yaml", "_fsdp.txt")}
-    expected = {"DecoderModule_ft_schedule.yaml", "checkpoints", "config.yaml", "metrics.csv"}
+    expected = {"DecoderModule_ft_schedule.yaml", "checkpoints", "config.yaml", "fts_history.json", "metrics.csv"}
     assert written == expected | (reports if "profiling" in command else set())
     if "fsdp" in command:  # the page shows the lines of a run with more batches
         assert transitions_in(printed) == transitions_in(PAGE.read_text(encoding="utf-8"))

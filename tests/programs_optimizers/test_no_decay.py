@@ -134,7 +134,7 @@ def test_the_group_of_phase_0_is_split_in_two_the_decaying_part_first(tmp_path: 
         for key, value in done.optimizer.param_groups[0].items()
         if key != "params" and done.optimizer.param_groups[1][key] != value
     }
-    assert changed == {"weight_decay"}
+    assert changed == {"name", "weight_decay"}
 
 
 def one_group_a_layer(toy: Toy) -> Any:

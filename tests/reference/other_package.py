@@ -23,7 +23,7 @@ def as_2x(checkpoint: dict[str, Any], reasons: Reasons = "as Lightning") -> dict
     state = states["FinetuningScheduler"]
     stored = checkpoint.get("optimizer_states") or [{"param_groups": [{} for _ in state["parameter_groups"]]}]
     groups = [
-        {**options, "params": list(names)}
+        {key: value for key, value in options.items() if key != "name"} | {"params": list(names)}
         for options, names in zip(stored[0]["param_groups"], state["parameter_groups"], strict=True)
     ]
     depths = {"current_ckpt_depth": state["phase"], "best_ckpt_depth": state["best_phase"]}
