@@ -16,6 +16,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from _common import Options, alternate, timed
+from _trainer import quiet_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -187,16 +188,10 @@ def fit(sizes: Sizes, stages: tuple[Stage, ...], way: Way, **settings: Any) -> t
     )
     model = ByHand(sizes, stages) if way == "by hand" else Encoder(sizes)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = quiet_trainer(
+            folder,
             max_epochs=stages[-1].until,
             callbacks=[scheduler],
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
         )
         torch.manual_seed(1)
         seconds = timed(lambda: trainer.fit(model))

@@ -19,6 +19,7 @@ import lightning as L
 import torch
 from _common import Figure, Options, alternate, main
 from _encoder import Encoder, Sizes, Stage, schedule_of
+from _trainer import quiet_trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from finetuning_scheduler import FinetuningScheduler
@@ -68,16 +69,10 @@ def step(sizes: Sizes, *, scheduled: bool) -> float:
         scheduler = FinetuningScheduler(schedule, epoch_transitions_only=True, logging_level=logging.ERROR)
         callbacks.append(scheduler)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = quiet_trainer(
+            folder,
             max_epochs=STAGES[-1].until,
             callbacks=callbacks,
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
         )
         torch.manual_seed(1)
         trainer.fit(Encoder(sizes) if scheduled else Plain(sizes))

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from _common import Figure, Options, main
 from _encoder import BLOCKS, Encoder, Sizes
+from _trainer import quiet_trainer
 
 from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint
 
@@ -44,17 +44,11 @@ def size(sizes: Sizes, optimizer: str, *, whole: bool) -> int:
     schedule = {0: {"params": ["head", f"blocks.{BLOCKS - 1}"]}}
     with tempfile.TemporaryDirectory() as folder:
         saving = FTSCheckpoint(folder, monitor="val_loss", save_frozen_weights=whole)
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = quiet_trainer(
+            folder,
             max_epochs=1,
             limit_train_batches=1,
             callbacks=[FinetuningScheduler(schedule, logging_level=logging.ERROR), saving],
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
         )
         trainer.fit(Trained(sizes, optimizer))
         return Path(saving.best_model_path).stat().st_size

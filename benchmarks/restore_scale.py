@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from _common import Figure, Options, alternate, main, timed
+from _trainer import quiet_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -74,16 +75,10 @@ def fit(layers: int, *, restore_best: bool) -> float:
     """Return the processor's seconds of a fit."""
     scheduler = FinetuningScheduler(schedule_of(layers), restore_best=restore_best, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = quiet_trainer(
+            folder,
             max_epochs=PHASES,
             callbacks=[scheduler, ModelCheckpoint(folder, monitor="val_loss")],
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
         )
         model = ManyLayers(layers)
         return timed(lambda: trainer.fit(model))

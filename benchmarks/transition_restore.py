@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from unittest.mock import patch
 
-import lightning as L
 from _common import Figure, Options, alternate, main
 from _encoder import BLOCKS, Encoder, Sizes
+from _trainer import quiet_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from finetuning_scheduler import FinetuningScheduler
@@ -48,17 +48,11 @@ def transition(sizes: Sizes, *, from_disk: bool) -> float:
     scheduler = Stopwatch(schedule, logging_level=logging.ERROR)
     way = patch.object(StrategyAdapter, "why_from_disk", lambda self: "it is measured") if from_disk else nullcontext()
     with tempfile.TemporaryDirectory() as folder, way:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            devices=1,
+        trainer = quiet_trainer(
+            folder,
             max_epochs=2,
             limit_train_batches=2,
             callbacks=[scheduler, ModelCheckpoint(folder, monitor="val_loss")],
-            default_root_dir=folder,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
         )
         trainer.fit(Encoder(sizes))
     return scheduler.seconds
