@@ -9,7 +9,7 @@ import typer
 
 from ..errors import Problem, ScheduleError
 from .models import Init
-from .output import AsJson, answering, foreign_code
+from .output import AsJson, Force, answering, foreign_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,6 @@ Weights = Annotated[
 File = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; else NAME_whole beside CKPT.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
 
 
 def merge(

@@ -12,7 +12,7 @@ import typer
 
 from ..errors import Problem, ScheduleError
 from .models import Init, Model, ModelOutline, read_model
-from .output import AsJson, answering, counted, share
+from .output import AsJson, Force, answering, counted, share
 
 if TYPE_CHECKING:
     from .making import PhaseDraft
@@ -59,7 +59,6 @@ PhaseTexts = Annotated[
 File = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="The file to write; else it is printed.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
 
 
 def new(

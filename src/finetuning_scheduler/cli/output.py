@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OK, PROBLEMS, USAGE = 0, 1, 2  # exit statuses of every command
 MOST_COLUMNS = 100  # of running text; tables take what they need
 
+Force = Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else; the documentation has its shape.")]
 
 
